@@ -1,0 +1,1 @@
+"""Background-aware vision transformers."""

@@ -1,0 +1,32 @@
+"""What bavit runs on: library versions and devices."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+from tokenlabels.errors import TokenLabelsError
+
+_PACKAGES = ("torch", "torchvision", "timm", "lightning", "transformers", "safetensors", "huggingface-hub", "scipy")
+
+
+def describe() -> dict[str, Any]:
+    """Versions of Python and of every package of the extra `bavit`, CPU threads and accelerators.
+
+    Raises:
+        TokenLabelsError: the extra is not installed.
+    """
+    try:
+        versions = {name: metadata.version(name) for name in _PACKAGES}
+        import torch
+    except (ImportError, metadata.PackageNotFoundError) as fault:
+        missing = fault.name if isinstance(fault, ImportError) else str(fault)
+        raise TokenLabelsError(
+            f"bavit needs its extra, {missing} is missing: pip install 'tokenlabels[bavit]' (uv run --extra bavit)."
+        ) from None
+    devices = ["cpu"]
+    devices += [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {"python": platform.python_version(), **versions, "cpu_threads": torch.get_num_threads(), "devices": devices}

@@ -1,0 +1,56 @@
+"""The command `bavit`: options and output; every command calls one function of the package."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.console import errors_reported, print_json, print_line, run_app
+from tokenlabels import __version__
+
+app = typer.Typer(
+    help="Background-aware vision transformers, trained on tokenlabels shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print_line(f"bavit {__version__}")
+        raise typer.Exit
+    context.obj = {"debug": debug}
+
+
+@app.command()
+def info(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Show which versions and devices bavit would run on; paste it into a bug report."""
+    with errors_reported(debug=context.obj["debug"]):
+        from bavit.environment import describe
+
+        found = describe()
+        if as_json:
+            print_json(found)
+        else:
+            for name, value in found.items():
+                print_line(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

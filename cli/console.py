@@ -1,0 +1,151 @@
+"""How both command-line tools speak: tables to stdout, everything else to stderr, one sentence for an error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+    from rich.table import Table
+
+_QUIET_SECONDS = 1.0
+_PIPED_WIDTH = 200
+INTERRUPTED = 130
+
+
+def say(text: str) -> None:
+    """A line on stderr, unwrapped."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+
+
+def print_line(text: str) -> None:
+    """A plain line on stdout, unwrapped."""
+    print(text)  # noqa: T201
+
+
+@contextlib.contextmanager
+def errors_reported(*, debug: bool) -> Iterator[None]:
+    """Turn faults into one sentence and an exit code: 1 data or environment, 2 usage, 130 Ctrl-C.
+
+    Args:
+        debug: let the traceback through instead.
+    """
+    from tokenlabels.errors import ParameterError, TokenLabelsError
+
+    try:
+        yield
+    except (TokenLabelsError, KeyboardInterrupt, Exception) as fault:
+        if (
+            debug
+            or isinstance(fault, (typer.Exit, typer.Abort))
+            or type(fault).__module__.startswith(("click", "typer"))
+        ):
+            raise
+        if isinstance(fault, KeyboardInterrupt):
+            say("interrupted: finished shards are kept, run the same command again to go on.")
+            raise typer.Exit(INTERRUPTED) from None
+        if isinstance(fault, TokenLabelsError):
+            say(f"error: {fault}")
+            raise typer.Exit(2 if isinstance(fault, ParameterError) else 1) from None
+        if isinstance(fault, BrokenPipeError):
+            sys.stdout = None  # type: ignore[assignment]  # whoever read it is gone
+            raise typer.Exit(1) from None
+        if isinstance(fault, MemoryError):
+            say("error: out of memory: use fewer --workers, a smaller --shard-rows, or a larger --patch.")
+        else:
+            say(
+                f"error: {type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else 'no message'} (--debug tells more)."
+            )
+        raise typer.Exit(1) from None
+
+
+class StderrProgress:
+    """A progress bar on stderr for work that takes longer than a second; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._stage: tuple[str, int | None] = ("", None)
+        self._done = 0
+        self._since = time.monotonic()
+        self._shown = sys.stderr.isatty()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A new stage begins."""
+        self._stage, self._done = (name, total), 0
+        if self._bar is not None:
+            self._show_stage()
+        elif self._shown and total is None:
+            self._maybe_start()
+
+    def advance(self, steps: int) -> None:
+        """Steps of the stage are done."""
+        self._done += steps
+        if self._bar is None:
+            self._maybe_start()
+        elif self._task is not None:
+            self._bar.update(self._task, completed=self._done)
+
+    def note(self, text: str) -> None:
+        """A line on stderr."""
+        say(f"note: {text}")
+
+    def _maybe_start(self) -> None:
+        if not self._shown or time.monotonic() - self._since < _QUIET_SECONDS:
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.start()
+        self._show_stage()
+
+    def _show_stage(self) -> None:
+        assert self._bar is not None
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(self._stage[0], total=self._stage[1], completed=self._done)
+
+    def __enter__(self) -> StderrProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def run_app(app: Callable[[], Any]) -> None:
+    """Run a Typer app; `--debug` may stand anywhere on the command line."""
+    if "--debug" in sys.argv[1:]:
+        sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
+    app()

@@ -1,0 +1,555 @@
+"""The command `tokenlabels`: options and output; every command calls one function of the package."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table, run_app, say
+from tokenlabels import __version__
+
+if TYPE_CHECKING:
+    from tokenlabels.builder import BuildOptions, Plan
+    from tokenlabels.check import FindingLog
+    from tokenlabels.reader import Build
+    from tokenlabels.sources.base import Source
+
+app = typer.Typer(
+    help="Turn COCO data sets into Parquet shards with one foreground/background label per ViT patch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class SourceName(str, Enum):
+    """Sources that can be built."""
+
+    coco = "coco"
+
+
+class ResizeName(str, Enum):
+    """Resize policies."""
+
+    squash = "squash"
+    letterbox = "letterbox"
+    shortest_edge = "shortest-edge"
+    native = "native"
+
+
+class RuleChoice(str, Enum):
+    """Rules."""
+
+    overlap = "overlap"
+    jaccard = "jaccard"
+    pixel_ratio = "pixel-ratio"
+
+
+class PolicyName(str, Enum):
+    """What a region does to the patches under it."""
+
+    foreground = "foreground"
+    background = "background"
+    ignore = "ignore"
+
+
+class PaddingName(str, Enum):
+    """What a patch wholly in padding is."""
+
+    background = "background"
+    ignore = "ignore"
+
+
+class OnErrorName(str, Enum):
+    """What to do about error-level findings."""
+
+    raise_ = "raise"
+    skip = "skip"
+
+
+class CheckName(str, Enum):
+    """How thoroughly a build checks."""
+
+    fast = "fast"
+    full = "full"
+
+
+class RasterizerName(str, Enum):
+    """Who turns polygons into pixels."""
+
+    kernel = "kernel"
+    pycocotools = "pycocotools"
+
+
+SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
+BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a build.")]
+RootOption = Annotated[
+    Path | None, typer.Option(help="Data set folder in the official layout [default: ., $COCO_ROOT, ./coco].")
+]
+AnnotationsOption = Annotated[Path | None, typer.Option(help="A single annotation file instead of --root.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="Image folder [default: ROOT/<split>].")]
+SampleOption = Annotated[bool, typer.Option("--sample", help="Use a small generated data set, made on the spot.")]
+SplitOption = Annotated[list[str] | None, typer.Option(help="Split to use, repeatable [default: all].")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a build made with other parameters.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N images of each split.")]
+GridOption = Annotated[str | None, typer.Option(help="Grid name [default: the first].")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].")]
+
+_SAMPLE_IMAGES = 60
+_SAMPLE_FOLDER = "tokenlabels-sample"
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print_line(f"tokenlabels {__version__}")
+        raise typer.Exit
+    context.obj = {"debug": debug}
+
+
+@app.command()
+def build(
+    context: typer.Context,
+    source: SourceArgument,
+    root: RootOption = None,
+    annotations: AnnotationsOption = None,
+    images: ImagesOption = None,
+    sample: SampleOption = False,
+    split: SplitOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write [default: ./tokenlabels-<source>].")] = None,
+    patch: Annotated[list[str], typer.Option(help="Patch size, P or HxW, repeatable.")] = ["16"],  # noqa: B006
+    image_size: Annotated[list[str], typer.Option(help="Model input size, S, HxW or native, repeatable.")] = ["384"],  # noqa: B006
+    resize: Annotated[ResizeName, typer.Option(help="How an image becomes the model input.")] = ResizeName.squash,
+    max_size: Annotated[int | None, typer.Option(help="Cap on the long side, for --resize shortest-edge.")] = None,
+    rule: Annotated[RuleChoice, typer.Option(help="How a patch is scored.")] = RuleChoice.overlap,
+    tau: Annotated[
+        float | None, typer.Option(help="Threshold of the rule [default: overlap 0.5, jaccard 0.5, pixel-ratio 0.1].")
+    ] = None,
+    crowd: Annotated[PolicyName, typer.Option(help="What a crowd region does.")] = PolicyName.foreground,
+    padding: Annotated[PaddingName, typer.Option(help="What a patch wholly in padding is.")] = PaddingName.background,
+    categories: Annotated[list[str] | None, typer.Option(help="Foreground categories, repeatable or a,b,c.")] = None,
+    exclude_categories: Annotated[list[str] | None, typer.Option(help="Categories that are background.")] = None,
+    min_area: Annotated[float, typer.Option(help="Drop annotations smaller than this many square pixels.")] = 0.0,
+    limit: LimitOption = None,
+    scores: Annotated[bool, typer.Option("--scores/--no-scores", help="Store the scores, for relabel.")] = True,
+    embed_images: Annotated[bool, typer.Option("--embed-images", help="Store the image files in the shards.")] = False,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].")
+    ] = None,
+    workers: WorkersOption = None,
+    on_error: Annotated[
+        OnErrorName, typer.Option(help="Stop at bad annotations, or leave them out.")
+    ] = OnErrorName.raise_,
+    check: Annotated[
+        CheckName, typer.Option(help="full: also look for polygons that cross themselves.")
+    ] = CheckName.fast,
+    rasterizer: Annotated[
+        RasterizerName, typer.Option(help="Cross-check: let pycocotools draw the polygons; same result, slower.")
+    ] = RasterizerName.kernel,
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built; write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build shards of patch labels, for example: tokenlabels build coco --patch 16 --tau 0.5"""
+    options = {
+        "patch": patch,
+        "image_size": image_size,
+        "resize": resize.value,
+        "max_size": max_size,
+        "rule": rule.value,
+        "tau": tau,
+        "crowd": crowd.value,
+        "padding": padding.value,
+        "categories": categories,
+        "exclude_categories": exclude_categories,
+        "min_area": min_area,
+        "limit": limit,
+        "scores": scores,
+        "embed_images": embed_images,
+        "shard_rows": shard_rows,
+        "on_error": on_error.value,
+        "check": check.value,
+    }
+    out = out or Path(f"tokenlabels-{source.value}")
+    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+        from tokenlabels.builder import BuildOptions, estimate_bytes, make_plan, new_log
+        from tokenlabels.builder import build as build_shards
+
+        chosen = BuildOptions.make(**options)  # type: ignore[arg-type]
+        if rule is RuleChoice.jaccard:
+            progress.note(
+                "jaccard scores a patch wholly inside a box of area A by p*p/A, so that nearly every patch is background; "
+                "overlap is what the paper's prose describes."
+            )
+        log = new_log(chosen)
+        started = time.perf_counter()
+        with _located(source, root, annotations, images, split, sample, out.parent, keep=not dry_run) as found:
+            if dry_run:
+                plan = make_plan(found, chosen, log, progress)
+                _report_plan(plan, chosen, log, estimate_bytes(plan, chosen), out, as_json=as_json)
+                return
+            built = build_shards(
+                found,
+                out=out,
+                workers=workers,
+                overwrite=overwrite,
+                rasterizer=rasterizer.value,
+                progress=progress,
+                log=log,
+                **options,
+            )
+        _report_build(built, time.perf_counter() - started, _images_hint(found), as_json=as_json)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    source: SourceArgument,
+    root: RootOption = None,
+    annotations: AnnotationsOption = None,
+    images: ImagesOption = None,
+    sample: SampleOption = False,
+    split: SplitOption = None,
+    rule: Annotated[RuleChoice, typer.Option(help="Rule whose needs decide what is an error.")] = RuleChoice.overlap,
+    limit: LimitOption = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for faults in annotations without building; exit code 1 where any is an error."""
+    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+        from tokenlabels.check import FindingLog
+        from tokenlabels.checking import check_source
+
+        log = FindingLog(masks_scored=rule is RuleChoice.pixel_ratio)
+        with _located(source, root, annotations, images, split, sample, Path(), keep=False) as found:
+            dataset = check_source(found, log, limit=limit, threads=workers or 2, progress=progress)
+        files = {part.name: {"file": part.file.file, "images": len(part.records)} for part in dataset.splits}
+        if as_json:
+            findings = _findings_json(log)
+            print_json(
+                {"splits": files, "errors": log.error_count, "warnings": log.warning_count, "findings": findings}
+            )
+        else:
+            if log.counts:
+                _print_findings(log)
+            images_seen = sum(len(part.records) for part in dataset.splits)
+            print_line(
+                f"{images_seen} images: {log.error_count} errors, {log.warning_count} warnings under {rule.value}."
+            )
+        if log.error_count:
+            raise typer.Exit(1)
+
+
+@app.command()
+def verify(context: typer.Context, out: BuildArgument, as_json: JsonOption = False) -> None:
+    """Re-hash every shard of a build against its manifest."""
+    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+        from tokenlabels.reader import open_build
+        from tokenlabels.verifier import verify as verify_build
+
+        found = verify_build(open_build(out), progress)
+        if as_json:
+            print_json(
+                {
+                    "out": str(out),
+                    "shards": found.shards,
+                    "bytes": found.bytes,
+                    "ok": found.fine,
+                    "faults": found.faults,
+                    "unlisted": list(found.unlisted),
+                }
+            )
+        else:
+            for file, fault in found.faults.items():
+                say(f"error: {out / file}: {fault}.")
+            for file in found.unlisted:
+                say(f"error: {out / file}: is not in the manifest.")
+            if found.fine:
+                print_line(f"{found.shards} shards, {found.bytes:,} bytes: all as the manifest says.")
+            else:
+                say("run the same build command again to mend a build; it makes damaged shards anew.")
+        if not found.fine:
+            raise typer.Exit(1)
+
+
+@app.command()
+def relabel(
+    context: typer.Context,
+    build_folder: BuildArgument,
+    tau: Annotated[float, typer.Option(help="New threshold, 0 to 1.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new build.")],
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply another threshold to the stored scores; the source is not needed."""
+    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+        from tokenlabels.reader import open_build
+        from tokenlabels.relabeler import relabel as relabel_build
+
+        started = time.perf_counter()
+        built = relabel_build(open_build(build_folder), tau, out, overwrite=overwrite, progress=progress)
+        _report_build(built, time.perf_counter() - started, None, as_json=as_json)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    out: BuildArgument,
+    image_id: Annotated[str, typer.Argument(help="Image id, or file name without suffix.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("overlay.png"),
+    images: Annotated[Path | None, typer.Option(help="Image folder; not needed where images are embedded.")] = None,
+    grid: GridOption = None,
+    split: Annotated[str | None, typer.Option(help="Split to look in [default: all].")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw one image with its patches tinted: foreground red, background grey, ignored hatched."""
+    with errors_reported(debug=context.obj["debug"]):
+        from tokenlabels.overlay import show as show_image
+        from tokenlabels.reader import open_build
+
+        path = show_image(open_build(out), image_id, output, images=images, grid=grid, split=split)
+        if as_json:
+            print_json({"image_id": image_id, "file": str(path)})
+        else:
+            print_line(str(path))
+
+
+@app.command()
+def sample(
+    context: typer.Context,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    images: Annotated[int, typer.Option(help="How many images.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another data set.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the sample data set: COCO layout in OUT, VOC layout in OUT/VOCdevkit/VOC2012."""
+    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+        from tokenlabels.sample import write_sample
+
+        progress.stage("drawing images", images)
+        made = write_sample(out, images=images, seed=seed, progress=progress.advance)
+        if as_json:
+            print_json({"out": str(out), "images": made.images, "annotations": made.annotations, "splits": made.splits})
+        else:
+            print_line(f"{out}: {made.images} images, {made.annotations} annotations.")
+            print_line(f"next: tokenlabels build coco --root {out}")
+
+
+@contextmanager
+def _located(
+    source: SourceName,
+    root: Path | None,
+    annotations: Path | None,
+    images: Path | None,
+    split: list[str] | None,
+    sample: bool,
+    beside: Path,
+    *,
+    keep: bool,
+) -> Iterator[Source]:
+    """The source that the options name; a sample is drawn beside the build, or thrown away again."""
+    from tokenlabels.errors import ParameterError
+    from tokenlabels.sources import find_source
+
+    if not sample:
+        yield find_source(source.value, root=root, annotations=annotations, images=images, splits=split or ())
+        return
+    if root or annotations or images:
+        raise ParameterError("--sample makes its own data set: leave --root, --annotations and --images out.")
+    from tokenlabels.sample import write_sample
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = beside / _SAMPLE_FOLDER if keep else Path(temporary) / _SAMPLE_FOLDER
+        write_sample(folder, images=_SAMPLE_IMAGES)
+        yield find_source(source.value, root=folder, splits=split or ())
+
+
+def _images_hint(source: Source) -> dict[str, Path]:
+    """Image folder of each split, where it exists."""
+    return {name: images for name, _, images in getattr(source, "files", ()) if images.is_dir()}
+
+
+def _report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, out: Path, *, as_json: bool) -> None:
+    grids = [grid.name for grid in options.grids]
+    splits = {
+        part.name: {
+            "images": len(part.records),
+            "annotations": len(part.records.ids),
+            "shards": -(-len(part.records) // options.shard_rows),
+        }
+        for part in plan.dataset.splits
+    }
+    if as_json:
+        print_json(
+            {
+                "dry_run": True,
+                "out": str(out),
+                "grids": grids,
+                "splits": splits,
+                "images": plan.images,
+                "annotations": plan.annotations,
+                "estimated_bytes": size,
+                "findings": log.by_code(),
+                "parameters": plan.parameters,
+            }
+        )
+        return
+    from rich.table import Table
+
+    table = Table(title=f"would build into {out}", title_justify="left")
+    for name in ("split", "images", "annotations", "shards per grid"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for name, counts in splits.items():
+        table.add_row(name, *(f"{count:,}" for count in counts.values()))
+    print_table(table)
+    print_line(f"grids: {', '.join(grids)}")
+    print_line(f"estimated size: {_human(size)} ({size:,} bytes)")
+    if log.counts:
+        _print_findings(log)
+
+
+def _report_build(built: Build, seconds: float, images: dict[str, Path] | None, *, as_json: bool) -> None:
+    manifest = built.manifest
+    image_count = sum(counts["images"] for counts in manifest["splits"].values())
+    annotation_count = sum(counts["annotations"] for counts in manifest["splits"].values())
+    size = sum(shard.bytes for shard in built.shards)
+    if as_json:
+        print_json(
+            {
+                "out": str(built.path),
+                "images": image_count,
+                "annotations": annotation_count,
+                "annotations_left_out_by_selection": manifest["annotations_left_out_by_selection"],
+                "splits": manifest["splits"],
+                "totals": manifest["totals"],
+                "findings": manifest["findings"],
+                "shards": len(built.shards),
+                "bytes": size,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(image_count / seconds, 1),
+                "parameters": manifest["parameters"],
+            }
+        )
+        return
+    from rich.table import Table
+
+    parameters = manifest["parameters"]
+    table = Table(title=f"{parameters['rule']}, tau {parameters['tau']:g}", title_justify="left")
+    any_ignored = any(sums["ignored"] for splits in manifest["totals"].values() for sums in splits.values())
+    for name in (
+        "grid",
+        "split",
+        "images",
+        "annotations",
+        "patches",
+        "foreground",
+        *(["ignored"] if any_ignored else []),
+    ):
+        table.add_column(name, justify="left" if name in ("grid", "split") else "right", no_wrap=True)
+    for grid, splits in manifest["totals"].items():
+        for split, sums in splits.items():
+            counts = manifest["splits"][split]
+            table.add_row(
+                grid,
+                split,
+                f"{counts['images']:,}",
+                f"{counts['annotations']:,}",
+                f"{sums['patches']:,}",
+                f"{sums['fg_share']:.2%}",
+                *([f"{sums['ignored']:,}"] if any_ignored else []),
+            )
+    print_table(table)
+    if manifest["findings"]:
+        _print_manifest_findings(manifest)
+    print_line(
+        f"{image_count:,} images in {seconds:.1f} s ({image_count / seconds:,.0f} images/s); "
+        f"{len(built.shards)} shards, {_human(size)}, in {built.path}"
+    )
+    _suggest(built, images)
+
+
+def _suggest(built: Build, images: dict[str, Path] | None) -> None:
+    """The next command to try."""
+    for split, folder in (images or {}).items():
+        table = built.table(split=split, columns=["image_id", "fg_count"])
+        most = table.column("image_id")[int(table.column("fg_count").to_numpy().argmax())].as_py()
+        print_line(f"next: tokenlabels show {built.path} {most} --images {folder} -o overlay.png")
+        return
+    print_line(f"next: tokenlabels verify {built.path}")
+
+
+def _findings_json(log: FindingLog) -> list[dict[str, Any]]:
+    import msgspec
+
+    from tokenlabels.check import KINDS
+
+    return [
+        {
+            "code": code,
+            "severity": log.severity(KINDS[code]),
+            "title": KINDS[code].title,
+            "count": count,
+            "consequence": KINDS[code].consequence,
+            "examples": msgspec.to_builtins(log.examples.get(code, [])),
+        }
+        for code, count in log.by_code().items()
+    ]
+
+
+def _print_findings(log: FindingLog) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="findings", title_justify="left")
+    for name in ("code", "severity", "count", "what", "done", "first"):
+        table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
+    for row in _findings_json(log):
+        first = row["examples"][0]["message"] if row["examples"] else ""
+        table.add_row(
+            row["code"], row["severity"], f"{row['count']:,}", row["title"], row["consequence"], escape(first)
+        )
+    print_table(table)
+
+
+def _print_manifest_findings(manifest: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from tokenlabels.check import KINDS
+
+    table = Table(title="findings", title_justify="left")
+    for name in ("code", "count", "what", "done"):
+        table.add_column(name, justify="right" if name == "count" else "left")
+    for code, count in manifest["findings"].items():
+        kind = KINDS.get(code)
+        table.add_row(code, f"{count:,}", kind.title if kind else "", kind.consequence if kind else "")
+    print_table(table)
+
+
+def _human(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

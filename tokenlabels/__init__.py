@@ -1,0 +1,62 @@
+"""Exact foreground/background labels per ViT patch, as Parquet shards.
+
+    build = tokenlabels.build("coco", root="coco", patch=16, tau=0.5, out="labels")
+    build.labels()                      # uint8 (images, rows, cols)
+    tokenlabels.open("labels").frame()  # lazy polars frame
+
+Everything is imported on first use, so that `import tokenlabels` costs nothing. No module bears the name of a function
+exported here: importing it would put the module in the function's place.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenlabels.builder import build
+    from tokenlabels.errors import TokenLabelsError
+    from tokenlabels.grid import PatchGrid
+    from tokenlabels.reader import Build
+    from tokenlabels.reader import open_build as open  # noqa: A004
+    from tokenlabels.relabeler import relabel
+    from tokenlabels.sample import write_sample
+    from tokenlabels.overlay import show
+    from tokenlabels.sources.coco import CocoSource
+    from tokenlabels.verifier import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Build",
+    "CocoSource",
+    "PatchGrid",
+    "TokenLabelsError",
+    "__version__",
+    "build",
+    "open",
+    "relabel",
+    "show",
+    "verify",
+    "write_sample",
+]
+
+_HOMES = {
+    "Build": ("reader", "Build"),
+    "CocoSource": ("sources.coco", "CocoSource"),
+    "PatchGrid": ("grid", "PatchGrid"),
+    "TokenLabelsError": ("errors", "TokenLabelsError"),
+    "build": ("builder", "build"),
+    "open": ("reader", "open_build"),
+    "relabel": ("relabeler", "relabel"),
+    "show": ("overlay", "show"),
+    "verify": ("verifier", "verify"),
+    "write_sample": ("sample", "write_sample"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

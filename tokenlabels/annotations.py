@@ -1,0 +1,197 @@
+"""The records that sources yield and rules consume: columns for many images, never one object per annotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_COORDINATE = 10_000_000.0
+"""Largest absolute box or polygon coordinate in pixels that is taken for real."""
+
+MAX_IMAGE_SIDE = 1_000_000
+MAX_IMAGE_PIXELS = 2**31 - 1
+"""Pixels of one image; COCO's run-length masks count them in 32 bits."""
+
+MASK_TEXT, MASK_RINGS, MASK_RLE = 0, 1, 2
+"""How a mask is stored in `Masks`: JSON text of plain polygons; rings of numbers; run lengths."""
+
+
+class Category(msgspec.Struct, frozen=True):
+    """One entry of the category table; `objects.category` in a shard is its index there."""
+
+    id: int
+    name: str
+    supercategory: str = ""
+
+
+class SourceFile(msgspec.Struct, frozen=True):
+    """A file the labels were made from: its name (no folders), size in bytes and sha256."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masks:
+    """m instance masks in three pools, sorted by image; still undecoded where decoding can wait.
+
+    Attributes:
+        kinds: uint8 (m,), `MASK_TEXT`, `MASK_RINGS` or `MASK_RLE`: which pool.
+        spans: int64 (m, 2), start and stop in that pool.
+        text: uint8, JSON text of plain polygons (`polygon_text.py` accepts them).
+        numbers: float64, for each ring its count of numbers, then x and y in turn.
+        counts: int64, run lengths, column-major, background first; they sum to width * height.
+    """
+
+    kinds: NDArray[np.uint8]
+    spans: NDArray[np.int64]
+    text: NDArray[np.uint8]
+    numbers: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    def keep(self, kept: NDArray[np.bool_]) -> Masks:
+        """The masks where `kept` bool (m,) is true; the pools are shared."""
+        return Masks(self.kinds[kept], self.spans[kept], self.text, self.numbers, self.counts)
+
+    def blanked(self, blank: NDArray[np.bool_]) -> Masks:
+        """The masks with those where `blank` bool (m,) is true replaced by ones without pixels and without span."""
+        kinds, spans = self.kinds.copy(), self.spans.copy()
+        kinds[blank], spans[blank] = MASK_RLE, 0
+        return Masks(kinds, spans, self.text, self.numbers, self.counts)
+
+    def block(self, start: int, stop: int) -> Masks:
+        """Masks start..stop-1 with pools cut to what they use."""
+        kinds, spans = self.kinds[start:stop], self.spans[start:stop].copy()
+        pools: list[NDArray[Any]] = []
+        for kind, pool in ((MASK_TEXT, self.text), (MASK_RINGS, self.numbers), (MASK_RLE, self.counts)):
+            chosen = kinds == kind
+            low, high = (int(spans[chosen].min()), int(spans[chosen].max())) if chosen.any() else (0, 0)
+            spans[chosen] -= low
+            pools.append(pool[low:high])
+        return Masks(kinds, spans, *pools)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Records:
+    """n images and their m annotations, the annotations sorted by image and in file order within an image.
+
+    Attributes:
+        image_ids: n ids, as text.
+        file_names: n paths relative to the image root, with `/`.
+        widths: int32 (n,), source pixels.
+        heights: int32 (n,), source pixels.
+        offsets: int64 (n + 1,): the annotations of image i are offsets[i] .. offsets[i + 1] - 1.
+        ids: int64 (m,), annotation ids, -1 where the file gives none.
+        boxes: float64 (m, 4), x, y, width, height in source pixels, as annotated, 0-based.
+        categories: int32 (m,), index into the category table.
+        areas: float64 (m,), square pixels, as annotated.
+        crowd: bool (m,).
+        difficult: bool (m,).
+        masks: instance masks, where the source was asked for them.
+    """
+
+    image_ids: Sequence[str]
+    file_names: Sequence[str]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    categories: NDArray[np.int32]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    difficult: NDArray[np.bool_]
+    masks: Masks | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image_of(self, annotation: int) -> str:
+        """Image id of the annotation with this index."""
+        return self.image_ids[int(np.searchsorted(self.offsets, annotation, side="right")) - 1]
+
+    def block(self, start: int, stop: int) -> Records:
+        """Images start..stop-1 with their annotations; offsets count from 0 again."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        return Records(
+            self.image_ids[start:stop],
+            self.file_names[start:stop],
+            self.widths[start:stop],
+            self.heights[start:stop],
+            self.offsets[start : stop + 1] - first,
+            self.ids[first:last],
+            self.boxes[first:last],
+            self.categories[first:last],
+            self.areas[first:last],
+            self.crowd[first:last],
+            self.difficult[first:last],
+            None if self.masks is None else self.masks.block(first, last),
+        )
+
+    def keep_images(self, kept: NDArray[np.bool_]) -> Records:
+        """The images where `kept` bool (n,) is true, with their annotations."""
+        if kept.all():
+            return self
+        counts = np.diff(self.offsets)
+        inner = self.keep(np.repeat(kept, counts))
+        return replace(
+            inner,
+            image_ids=[image_id for image_id, fine in zip(self.image_ids, kept, strict=True) if fine],
+            file_names=[name for name, fine in zip(self.file_names, kept, strict=True) if fine],
+            widths=self.widths[kept],
+            heights=self.heights[kept],
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])]),
+        )
+
+    def keep(self, kept: NDArray[np.bool_]) -> Records:
+        """All images, with only the annotations where `kept` bool (m,) is true."""
+        if kept.all():
+            return self
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)])
+        return Records(
+            self.image_ids,
+            self.file_names,
+            self.widths,
+            self.heights,
+            before[self.offsets],
+            self.ids[kept],
+            self.boxes[kept],
+            self.categories[kept],
+            self.areas[kept],
+            self.crowd[kept],
+            self.difficult[kept],
+            None if self.masks is None else self.masks.keep(kept),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """One split as a source read it.
+
+    Attributes:
+        name: letters, digits and underscores.
+        records: its images and annotations.
+        images: folder that `records.file_names` are relative to; it need not exist.
+        file: the annotation file.
+    """
+
+    name: str
+    records: Records
+    images: Path
+    file: SourceFile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """What a source read: splits in order, and the one category table they share, in annotation-file order."""
+
+    format: str
+    splits: tuple[Split, ...]
+    categories: tuple[Category, ...]

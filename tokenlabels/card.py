@@ -1,0 +1,173 @@
+"""The data set card written beside the shards: YAML front matter for the Hugging Face Hub, then tables.
+
+What is known of an official data set (licence, citation) comes from `data_cards/NAME.md`; a build belongs to the card
+whose category table it shares. Format: https://huggingface.co/docs/hub/datasets-cards
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import yaml
+
+from tokenlabels.shards import ShardHeader, features_of
+
+_SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
+
+
+class KnownDataset(msgspec.Struct, frozen=True):
+    """The front matter of one file in `data_cards/`.
+
+    Attributes:
+        name: short name.
+        pretty_name: name for people.
+        license: licence of the annotations, as the Hub names it.
+        categories: {id, name, supercategory} in official order.
+        splits: split -> {images, annotations} as published.
+        citation: BibTeX.
+        homepage: address.
+        task_categories: as the Hub names them.
+        languages: of the category names.
+    """
+
+    name: str
+    pretty_name: str
+    license: str
+    categories: list[dict[str, Any]]
+    splits: dict[str, dict[str, int]] = {}
+    citation: str = ""
+    homepage: str = ""
+    task_categories: list[str] = []
+    languages: list[str] = []
+
+
+def known_datasets() -> Iterator[KnownDataset]:
+    """Every data set that has a card."""
+    for file in sorted(_cards().iterdir(), key=lambda entry: entry.name):
+        if file.name.endswith(".md"):
+            _, front, _ = file.read_text("utf-8").split("---\n", 2)
+            yield msgspec.convert(yaml.safe_load(front), KnownDataset)
+
+
+def _cards() -> Traversable:
+    """`data_cards/`: inside the installed package, or beside it in a source tree."""
+    packaged = files("tokenlabels") / "data_cards"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "data_cards"
+
+
+def card_text(manifest: dict[str, Any], out: Path) -> str:
+    """The card of a build.
+
+    Args:
+        manifest: the manifest, as JSON values.
+        out: folder of the build, whose first shards tell the columns.
+    """
+    ids = [(category["id"], category["name"]) for category in manifest["categories"]]
+    known = next((d for d in known_datasets() if [(c["id"], c["name"]) for c in d.categories] == ids), None)
+    front = yaml.safe_dump(_front_matter(manifest, out, known), sort_keys=False, allow_unicode=True, width=1_000)
+    return f"---\n{front}---\n\n{_body(manifest, known)}"
+
+
+def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | None) -> dict[str, Any]:
+    images = sum(split["images"] for split in manifest["splits"].values())
+    grids = [grid["name"] for grid in manifest["parameters"]["grids"]]
+    front: dict[str, Any] = {
+        "pretty_name": f"Patch labels of {known.pretty_name if known else 'a ' + manifest['parameters']['source'] + ' data set'}",
+        "license": known.license if known else "unknown",
+        "task_categories": known.task_categories if known else ["image-segmentation"],
+        "size_categories": [next((name for limit, name in _SIZES if images < limit), "n>10M")],
+        "tags": ["vision-transformer", "token-pruning", "patch-labels", "tokenlabels"],
+    }
+    front["configs"] = [
+        {
+            "config_name": grid,
+            **({"default": True} if index == 0 else {}),
+            "data_files": [{"split": split, "path": f"{grid}/{split}-*.parquet"} for split in manifest["splits"]],
+        }
+        for index, grid in enumerate(grids)
+    ]
+    front["dataset_info"] = [{"config_name": grid, "features": _yaml_features(manifest, out, grid)} for grid in grids]
+    return front
+
+
+def _yaml_features(manifest: dict[str, Any], out: Path, grid: str) -> list[dict[str, Any]]:
+    first = next(shard["file"] for shard in manifest["shards"] if shard["file"].startswith(f"{grid}/"))
+    schema = pq.read_schema(out / first)
+    header = msgspec.json.decode(schema.metadata[b"tokenlabels"], type=ShardHeader)
+    features = features_of(list(schema), header.categories)
+    return [{"name": name, **_yaml_feature(feature)} for name, feature in features.items()]
+
+
+def _yaml_feature(feature: dict[str, Any]) -> dict[str, Any]:
+    """One feature in the form that card front matter uses."""
+    kind = feature.get("_type")
+    if kind == "Value":
+        return {"dtype": feature["dtype"]}
+    if kind == "Image":
+        return {"dtype": "image"}
+    if kind == "ClassLabel":
+        return {"class_label": {"names": {str(index): name for index, name in enumerate(feature["names"])}}}
+    if kind == "Sequence":
+        inner = _yaml_feature(feature["feature"])
+        length = {"length": feature["length"]} if "length" in feature else {}
+        return {"sequence": inner["dtype"] if list(inner) == ["dtype"] and not length else inner | length}
+    return {"struct": [{"name": name, **_yaml_feature(inner)} for name, inner in feature.items()]}
+
+
+def _body(manifest: dict[str, Any], known: KnownDataset | None) -> str:
+    parameters = manifest["parameters"]
+    comparison = "score > tau" if parameters["rule"] == "pixel-ratio" else "score >= tau"
+    lines = [
+        f"# Patch labels{' of ' + known.pretty_name if known else ''}",
+        "",
+        "One foreground/background label per vision-transformer patch, made by tokenlabels "
+        f"{manifest['tool']['version']}. `labels` is row-major, `grid_rows x grid_cols`: 1 foreground, 0 background, "
+        "255 ignore.",
+        "",
+        f"Rule `{parameters['rule']}`, tau {parameters['tau']:g} ({comparison} is foreground), crowd regions: "
+        f"{parameters['crowd']}, padding: {parameters['padding']}.",
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        f'rows = load_dataset("PATH_OF_THIS_FOLDER", "{parameters["grids"][0]["name"]}", split="{next(iter(manifest["splits"]))}")',
+        "```",
+        "",
+        "| grid | split | images | annotations | patches | foreground | ignored | images without foreground |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for grid, splits in manifest["totals"].items():
+        for split, sums in splits.items():
+            counts = manifest["splits"][split]
+            lines.append(
+                f"| {grid} | {split} | {counts['images']:,} | {counts['annotations']:,} | {sums['patches']:,} "
+                f"| {sums['fg_share']:.2%} | {sums['ignored']:,} | {sums['empty_images']:,} |"
+            )
+    lines += ["", "Made from:", "", "| split | file | bytes | sha256 |", "|---|---|--:|---|"]
+    lines += [
+        f"| {split} | {_cell(file['file'])} | {file['size']:,} | `{file['sha256']}` |"
+        for split, file in manifest["sources"].items()
+    ]
+    if manifest["findings"]:
+        lines += ["", "Findings in the annotations:", "", "| code | count |", "|---|--:|"]
+        lines += [f"| {code} | {count:,} |" for code, count in manifest["findings"].items()]
+    if known:
+        lines += ["", f"The licence above is that of the annotations of {known.pretty_name}. {known.homepage}".rstrip()]
+        if known.citation:
+            lines += ["", "```bibtex", known.citation.strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,60 @@
+"""Checking a source without building: every check there is, the slow ones included."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tokenlabels import check
+from tokenlabels.annotations import Dataset, Split
+from tokenlabels.check import FindingLog
+from tokenlabels.images import check_files, report_listing
+from tokenlabels.progress import Progress, Silent
+from tokenlabels.rules import RuleSpec, label_records
+from tokenlabels.sources.base import Reading, Source
+
+_BLOCK = 1024
+
+
+def check_source(
+    source: Source, log: FindingLog, *, limit: int | None = None, threads: int = 1, progress: Progress | None = None
+) -> Dataset:
+    """Read a source and look for every fault: entries, boxes, masks, polygon shapes, and image files where they are.
+
+    Args:
+        source: what to check.
+        log: receives the findings, with the severities of the rule it was made for.
+        limit: look at the first images of each split only.
+        threads: threads that may scan.
+        progress: told about stages and steps.
+
+    Returns:
+        What a build would use.
+
+    Raises:
+        TokenLabelsError: a file as a whole cannot be read.
+    """
+    progress = progress or Silent()
+    reading = Reading(masks=True, shapes=True, limit=limit, threads=threads, progress=progress.stage)
+    dataset = source.read(reading, log)
+    for split in dataset.splits:
+        progress.stage(f"drawing masks of {split.name}", len(split.records))
+        report_empty_masks(split, log, progress)
+        if split.images.is_dir():
+            report_listing(split, log, complete=limit is None, missing=False)
+            progress.stage(f"checking images of {split.name}", len(split.records))
+            check_files(split, log, advance=progress.advance)
+    return dataset
+
+
+def report_empty_masks(split: Split, log: FindingLog, progress: Progress) -> None:
+    """Report masks that hold no pixel; those that are faulty anyway have no span and are passed over."""
+    spec = RuleSpec.make("pixel-ratio")
+    for start in range(0, len(split.records), _BLOCK):
+        block = split.records.block(start, min(start + _BLOCK, len(split.records)))
+        assert block.masks is not None
+        _, empty = label_records(block, [], spec)
+        spans = block.masks.spans
+        hits = np.flatnonzero(empty & (spans[:, 1] > spans[:, 0])).tolist()
+        examples = (check.empty_mask(split.file.file, block.image_of(k), int(block.ids[k])) for k in hits)
+        log.extend(examples, {check.MASK_EMPTY.code: len(hits)} if hits else {})
+        progress.advance(len(block))

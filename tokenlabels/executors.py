@@ -1,0 +1,188 @@
+"""Where tasks run: in this process, or in worker processes, behind one interface.
+
+A task is independent of all others and commits its own result, so an executor only has to run every task and hand the
+results back in any order. That is the seam for other engines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from tokenlabels.errors import TokenLabelsError, WorkerDiedError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PRELOADED = "tokenlabels.worker"
+
+
+class Executor(Protocol):
+    """Runs independent tasks; a context manager, left early (Ctrl-C, a failed task) it leaves no process behind."""
+
+    workers: int
+
+    def start(self) -> None:
+        """Begin whatever takes time, in the background, so that it is ready when `run` is called."""
+
+    def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Apply a module-level function to every task; results come in any order, tasks are drawn as they are needed."""
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class SerialExecutor:
+    """One task after the other in this process."""
+
+    workers = 1
+
+    def start(self) -> None:
+        """See `Executor`."""
+
+    def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """See `Executor`."""
+        return map(function, tasks)
+
+    def __enter__(self) -> SerialExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection[Any, Any]
+
+
+class ProcessExecutor:
+    """A fixed number of worker processes, one task each at a time.
+
+    Processes come from a fork server where there is one (it imports and compiles once), else by spawning. A worker
+    ignores Ctrl-C (the parent ends it) and ends by itself as soon as the parent is gone, even by SIGKILL.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._workers: list[_Worker] = []
+
+    def start(self) -> None:
+        """See `Executor`."""
+        if self._workers:
+            return
+        context = _context()
+        for _ in range(self.workers):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
+            process.start()
+            there.close()
+            self._workers.append(_Worker(process, here))
+
+    def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """See `Executor`."""
+        self.start()
+        queue = iter(tasks)
+        busy: dict[Any, _Worker] = {}
+        for worker in self._workers:
+            for task in queue:
+                self._send(worker, (function, task))
+                busy[worker.connection] = worker
+                break
+        while busy:
+            for connection in wait(list(busy)):
+                worker = busy.pop(connection)
+                yield self._receive(worker)
+                for task in queue:
+                    self._send(worker, (function, task))
+                    busy[worker.connection] = worker
+                    break
+
+    def _send(self, worker: _Worker, message: Any) -> None:
+        try:
+            worker.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise _died(worker) from None
+
+    def _receive(self, worker: _Worker) -> Any:
+        try:
+            fine, answer = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise _died(worker) from None
+        if not fine:
+            raise answer
+        return answer
+
+    def __enter__(self) -> ProcessExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            if kind is not None:
+                worker.process.kill()
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join()
+        self._workers.clear()
+
+
+def _died(worker: _Worker) -> WorkerDiedError:
+    worker.process.join(5)
+    code = worker.process.exitcode
+    how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+    return WorkerDiedError(
+        f"a worker process ended {how} (out of memory?): run the same command again to go on, with fewer --workers."
+    )
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOADED])
+    return context
+
+
+def _serve(connection: Connection[Any, Any]) -> None:
+    """Main function of a worker: answer tasks until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            function, task = connection.recv()
+            answer: tuple[bool, Any]
+            try:
+                answer = True, function(task)
+            except TokenLabelsError as fault:
+                answer = False, fault
+            except MemoryError:
+                answer = False, WorkerDiedError("a worker ran out of memory: use fewer --workers.")
+            except Exception as fault:  # noqa: BLE001  a bug: the parent shows it whole
+                fault.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                answer = False, fault
+            connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """Ends this process at once when the parent is gone; the sentinel is a pipe that only the parent holds open."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

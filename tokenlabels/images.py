@@ -1,0 +1,118 @@
+"""Image files beside the annotations: are they there, and have they the annotated size? Pixels are never decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenlabels import check
+from tokenlabels.annotations import Split
+from tokenlabels.check import FindingLog, Kind
+from tokenlabels.sources.paths import is_inside
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+
+_THREADS = 8
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What was found of one image file: its size in bytes and pixels, or what is wrong."""
+
+    bytes: int = 0
+    size: tuple[int, int] = (0, 0)
+    turned: bool = False
+    fault: tuple[Kind, str] | None = None
+
+
+def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bool = True) -> None:
+    """Compare the names in the image folder with the annotation file; nothing where there is no such folder.
+
+    Args:
+        split: the split.
+        log: receives files that are missing, and images on disk that the annotation file does not have.
+        complete: the split holds every image of its annotation file, so that others on disk are extra.
+        missing: report files that are missing.
+    """
+    try:
+        with os.scandir(split.images) as entries:
+            present = {entry.name for entry in entries}
+    except OSError:
+        return
+    named = set(split.records.file_names)
+    for image_id, name in zip(split.records.image_ids, split.records.file_names, strict=True):
+        if missing and name and "/" not in name and name not in present:
+            log.add(check.FILE_MISSING, split.file.file, f"image {image_id}: no file {name}.", image_id=image_id)
+    if complete:
+        for name in sorted(present - named):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                message = f"{split.images.name}/{name} is not in the annotation file."
+                log.add(check.FILE_EXTRA, split.file.file, message)
+
+
+def check_files(
+    split: Split, log: FindingLog, *, advance: Callable[[int], None] = lambda _n: None
+) -> tuple[Split, NDArray[np.int64]]:
+    """Read the header of every image file of a split.
+
+    Args:
+        split: the split.
+        log: receives files that are missing, unreadable, or of another size than annotated.
+        advance: called with the number of images done since the last call.
+
+    Returns:
+        The split without the images that have an error-level fault, and int64 (n,): bytes of each file left.
+    """
+    records = split.records
+    headers: list[_Header] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for header in pool.map(lambda name: _read_header(split.images, name), records.file_names, chunksize=64):
+            headers.append(header)
+            advance(1)
+    usable = np.ones(len(records), np.bool_)
+    for index, header in enumerate(headers):
+        annotated = int(records.widths[index]), int(records.heights[index])
+        fault = header.fault
+        if fault is None and header.size != annotated:
+            turned = header.turned and header.size == annotated[::-1]
+            why = ": it was annotated as turned by its EXIF orientation" if turned else ""
+            stored = f"{header.size[0]} x {header.size[1]}"
+            fault = check.FILE_SIZE, f"is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}{why}"
+        if fault is None:
+            continue
+        image_id, name = records.image_ids[index], records.file_names[index]
+        message = f"image {image_id} ({name[:200]}) {fault[1]}."
+        if log.add(fault[0], split.file.file, message, image_id=image_id) == "error":
+            usable[index] = False
+    sizes = np.array([header.bytes for header in headers], np.int64)
+    return replace(split, records=records.keep_images(usable)), sizes[usable]
+
+
+def _read_header(folder: Path, name: str) -> _Header:
+    from PIL import Image, UnidentifiedImageError
+
+    if not name or not is_inside(name):
+        return _Header(
+            fault=(check.FILE_MISSING if not name else check.IMAGE_PATH, "cannot be opened by its file_name")
+        )
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        with Image.open(path) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            return _Header(size, image.size, turned)
+    except FileNotFoundError:
+        return _Header(fault=(check.FILE_MISSING, f"is not in {folder}"))
+    except Image.DecompressionBombError:
+        return _Header(fault=(check.FILE_UNREADABLE, "claims an absurd number of pixels"))
+    except UnidentifiedImageError:
+        return _Header(fault=(check.FILE_UNREADABLE, "is empty, cut short, or no image"))
+    except (OSError, ValueError, SyntaxError) as fault:
+        return _Header(fault=(check.FILE_UNREADABLE, f"cannot be read ({getattr(fault, 'strerror', None) or fault})"))

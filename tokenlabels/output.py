@@ -1,0 +1,274 @@
+"""The output folder: who owns it, what of it is finished, and how it becomes a finished build.
+
+OUT/.build/parameters.json      parameters and source hashes, written before the first shard
+OUT/.build/journal/GRID/NAME    one file for each finished shard, written by the task that made it
+OUT/.build/discarded.json       the manifest of a build that `--overwrite` is deleting
+OUT/.build/lock                 held (flock) by the one process that builds; workers hold no lock
+OUT/manifest.json               written last; then `.build/` goes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from tokenlabels.check import Finding
+from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError
+from tokenlabels.shards import ShardEntry, is_temporary, sha256_of, unwritable, write_atomically
+from tokenlabels.sources.paths import is_inside
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+_STATE = ".build"
+
+
+class JournalEntry(msgspec.Struct, frozen=True):
+    """A finished shard and the findings made while writing it."""
+
+    shard: ShardEntry
+    findings: tuple[Finding, ...]
+    counts: dict[str, int]
+
+
+class _Listed(msgspec.Struct):
+    """The part of a manifest that names files."""
+
+    shards: list[ShardEntry]
+
+
+S = TypeVar("S")
+
+
+def write_journal(out: Path, entry: JournalEntry) -> None:
+    """Record that a shard is finished; atomic, one file a shard, so that tasks never wait for each other."""
+    write_atomically(_journal_path(out, entry.shard.file), msgspec.json.encode(entry))
+
+
+def _journal_path(out: Path, file: str) -> Path:
+    return out / _STATE / "journal" / f"{file}.json"
+
+
+@contextlib.contextmanager
+def build_lock(out: Path) -> Iterator[None]:
+    """Hold the folder against other builds; the lock ends with the process, however that ends.
+
+    Raises:
+        OutputError: the folder cannot be made, or another build holds it.
+    """
+    lock = out / _STATE / "lock"
+    made = [folder for folder in (lock.parent, out, *out.parents) if not folder.exists()]
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("ab")
+    except OSError as fault:
+        _remove_empty(made)
+        raise unwritable(out, fault) from None
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # no such locks on this platform
+        except BlockingIOError:
+            raise OutputError(f"{out}: another build is writing here: wait for it, or name another --out.") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            if not (out / _STATE / "parameters.json").exists() and not (out / _STATE / "discarded.json").exists():
+                lock.unlink(missing_ok=True)
+                _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def check_ownership(out: Path) -> None:
+    """Refuse a folder that holds something other than a build.
+
+    Raises:
+        OutputError: it is a file, or has files that no build put there.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, not a folder: name another --out.")
+    try:
+        if _is_ours(out) or not out.exists():
+            return
+        strangers = sorted(path.name for path in out.iterdir() if path.name != _STATE)
+    except OSError as fault:
+        raise unwritable(out, fault) from None
+    if strangers:
+        raise OutputError(f"{out} is not empty and holds no build ({strangers[0]}): name a new folder with --out.")
+
+
+def _is_ours(out: Path) -> bool:
+    return (out / MANIFEST).is_file() or any(
+        (out / _STATE / name).is_file() for name in ("parameters.json", "discarded.json")
+    )
+
+
+def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[str, JournalEntry]:
+    """What of the folder can be kept, after clearing away what cannot; the folder is locked by the caller.
+
+    Args:
+        out: the folder.
+        parameters: everything that decides the bytes of the shards, as JSON values.
+        overwrite: discard a build made with other parameters.
+
+    Returns:
+        Finished shards by file; their hashes have been checked.
+
+    Raises:
+        BuildMismatchError: the folder holds a build, finished or not, with other parameters.
+    """
+    if (out / _STATE / "discarded.json").exists():
+        _discard(out)
+    finished = (out / MANIFEST).is_file()
+    state = _stated(load_manifest(out)) if finished else _load(out / _STATE / "parameters.json", dict[str, Any])
+    if state is not None and state != parameters:
+        if not overwrite:
+            raise BuildMismatchError(out, _differences(state, parameters))
+        finished = True
+    if finished:  # other parameters, or damaged shards: made anew
+        _discard(out)
+        state = None
+    remove_temporaries(out)
+    if state is None:
+        write_atomically(out / _STATE / "parameters.json", msgspec.json.encode(parameters))
+        return {}
+    return dict(_finished(out))
+
+
+def is_complete(out: Path, parameters: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished build with these parameters, every shard with its hash."""
+    manifest, listed = _load(out / MANIFEST, dict[str, Any]), _load(out / MANIFEST, _Listed)
+    if manifest is None or listed is None or _stated(manifest) != parameters:
+        return False
+    return all(shard_fault(out, shard) is None for shard in listed.shards)
+
+
+def shard_fault(out: Path, shard: ShardEntry) -> str | None:
+    """What is wrong with a listed shard: missing, of another size, of other content; None where it is as listed."""
+    if not is_inside(shard.file):
+        return "the manifest names a path outside the build"
+    path = out / shard.file
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"has {size} bytes, should have {shard.bytes}"
+        return None if sha256_of(path) == shard.sha256 else "has other content than when it was built"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as fault:
+        return f"cannot be read ({fault.strerror})"
+
+
+def finish(out: Path, manifest: dict[str, Any], card: str) -> None:
+    """Write card and manifest, the manifest last, and clear the state away."""
+    write_atomically(out / CARD, card.encode())
+    write_atomically(out / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    clear_state(out)
+
+
+def clear_state(out: Path) -> None:
+    """Remove `.build/` of a finished build."""
+    shutil.rmtree(out / _STATE, ignore_errors=True)
+
+
+def remove_temporaries(out: Path) -> None:
+    """Remove the temporary files of workers that were ended."""
+    for path in out.glob("*/.*.tmp"):
+        if is_temporary(path.name):
+            path.unlink(missing_ok=True)
+
+
+def load_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of a finished build.
+
+    Raises:
+        NotABuildError: there is none, or it is damaged.
+    """
+    if not out.is_dir():
+        raise NotABuildError(f"{out}: no such folder: name the folder of a build.")
+    if not (out / MANIFEST).is_file():
+        unfinished = (out / _STATE).is_dir()
+        why = "the build here is not finished: run it again to go on" if unfinished else "this folder holds no build"
+        raise NotABuildError(f"{out}: no {MANIFEST}; {why}.")
+    manifest = _load(out / MANIFEST, dict[str, Any])
+    if manifest is None:
+        raise NotABuildError(f"{out / MANIFEST}: is damaged: build again with --overwrite.")
+    return manifest
+
+
+def _stated(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of parameters and sources, in the shape that `resume` compares."""
+    parameters = manifest.get("parameters")
+    return (parameters if isinstance(parameters, dict) else {}) | {"sources": manifest.get("sources")}
+
+
+def _finished(out: Path) -> Iterator[tuple[str, JournalEntry]]:
+    for path in sorted((out / _STATE / "journal").glob("*/*.json")):
+        entry = _load(path, JournalEntry)
+        if entry is not None and shard_fault(out, entry.shard) is None:
+            yield entry.shard.file, entry
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _discard(out: Path) -> None:
+    """Delete a build, finished or not: only what its manifest or journal lists; can be interrupted and called again."""
+    discarded = out / _STATE / "discarded.json"
+    if (out / MANIFEST).exists():
+        discarded.parent.mkdir(exist_ok=True)
+        (out / MANIFEST).replace(discarded)
+    listed = _load(discarded, _Listed)
+    files = {shard.file for shard in listed.shards} if listed else set()
+    for path in (out / _STATE / "journal").glob("*/*.json"):
+        entry = _load(path, JournalEntry)
+        if entry is not None:
+            files.add(entry.shard.file)
+    folders = set()
+    for file in sorted(files):
+        if is_inside(file):
+            (out / file).unlink(missing_ok=True)
+            folders.add((out / file).parent)
+    if listed:
+        (out / CARD).unlink(missing_ok=True)
+    remove_temporaries(out)
+    _remove_empty([folder for folder in folders if folder != out])
+    for name in ("parameters.json", "journal", "discarded.json"):
+        path = out / _STATE / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _load(path: Path, kind: type[S]) -> S | None:
+    """A JSON file as `kind`, or None where it is absent or damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[object, object]]:
+    """Dotted names of the leaves that differ."""
+    found: dict[str, tuple[object, object]] = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= {f"{key}.{name}": pair for name, pair in _differences(before, after).items()}
+        elif before != after:
+            found[key] = (before, after)
+    return found

@@ -1,0 +1,179 @@
+"""Opening a finished build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tokenlabels.annotations import Category
+from tokenlabels.errors import NotABuildError, ParameterError
+from tokenlabels.grid import PatchGrid
+from tokenlabels.output import MANIFEST, load_manifest
+from tokenlabels.shards import SCHEMA_VERSION, ShardEntry, ShardHeader
+from tokenlabels.sources.paths import is_inside
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class _Manifest(msgspec.Struct):
+    """The parts of a manifest that reading relies on."""
+
+    schema_version: int
+    parameters: dict[str, Any]
+    splits: dict[str, dict[str, int]]
+    categories: tuple[Category, ...]
+    shards: tuple[ShardEntry, ...]
+
+
+class Build:
+    """A finished build on disk.
+
+    Attributes:
+        path: its folder.
+        manifest: the manifest, as JSON values.
+        categories: the category table; `objects.category` is an index into it.
+        grids: grid name -> grid, in order, the first being the default.
+        splits: split names, in order.
+        shards: every shard, in order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = load_manifest(path)
+        try:
+            known = msgspec.convert(self.manifest, _Manifest)
+            self.grids = {name: grid for name, grid in map(_grid, known.parameters["grids"])}
+        except (msgspec.ValidationError, ParameterError, KeyError, TypeError) as fault:
+            raise NotABuildError(
+                f"{path / MANIFEST}: is not a manifest as this version writes it ({fault}): build again with --overwrite."
+            ) from None
+        if known.schema_version != SCHEMA_VERSION:
+            raise NotABuildError(
+                f"{path / MANIFEST}: has schema version {known.schema_version}, this version reads {SCHEMA_VERSION}: "
+                "build again."
+            )
+        for shard in known.shards:
+            if not is_inside(shard.file):
+                raise NotABuildError(f"{path / MANIFEST}: names a shard outside the build ({shard.file[:200]}).")
+        self.categories = known.categories
+        self.splits = tuple(known.splits)
+        self.shards = known.shards
+
+    def __repr__(self) -> str:
+        return f"Build({str(self.path)!r}, grids={list(self.grids)}, splits={list(self.splits)})"
+
+    @property
+    def grid(self) -> PatchGrid:
+        """The grid, where there is only one.
+
+        Raises:
+            ParameterError: there are several.
+        """
+        if len(self.grids) > 1:
+            raise ParameterError(f"{self.path} holds several grids ({', '.join(self.grids)}): use .grids[name].")
+        return next(iter(self.grids.values()))
+
+    def files(self, grid: str | None = None, split: str | None = None) -> list[Path]:
+        """Paths of the shards of a grid (by default the first), of one split or all.
+
+        Raises:
+            ParameterError: no such grid or split.
+        """
+        grid = grid or next(iter(self.grids))
+        if grid not in self.grids:
+            raise ParameterError(f"{self.path} holds no grid {grid!r}: it has {', '.join(self.grids)}.")
+        if split is not None and split not in self.splits:
+            raise ParameterError(f"{self.path} holds no split {split!r}: it has {', '.join(self.splits)}.")
+        prefix = f"{grid}/{split}-" if split else f"{grid}/"
+        return [self.path / shard.file for shard in self.shards if shard.file.startswith(prefix)]
+
+    def table(
+        self, grid: str | None = None, split: str | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """The rows as one Arrow table, in order.
+
+        Args:
+            grid: grid name, by default the first.
+            split: split name, by default all.
+            columns: columns to read, by default all.
+
+        Raises:
+            NotABuildError: a shard is missing or damaged.
+        """
+        return pa.concat_tables([_read(path, columns).replace_schema_metadata() for path in self.files(grid, split)])
+
+    def frame(self, grid: str | None = None, split: str | None = None) -> pl.LazyFrame:
+        """The rows as a lazy polars frame, in order."""
+        import polars as pl
+
+        return pl.scan_parquet(self.files(grid, split))
+
+    def labels(self, grid: str | None = None, split: str | None = None) -> NDArray[np.uint8]:
+        """uint8 (images, rows, cols): 1 foreground, 0 background, 255 ignore.
+
+        Of a single shard this is a view of the Arrow buffer, read-only; several are copied once, end to end.
+
+        Raises:
+            ParameterError: the grid differs from image to image (native, shortest-edge): use `.table()`.
+        """
+        name = grid or next(iter(self.grids))
+        files = self.files(name, split)
+        shape = self.grids[name].constant_shape
+        if shape is None:
+            raise ParameterError(f"grid {name} has no constant shape: read the column with .table(columns=['labels']).")
+        chunks = [
+            chunk.flatten().to_numpy(zero_copy_only=True)
+            for path in files
+            for chunk in _read(path, ["labels"]).column("labels").chunks
+        ]
+        flat = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        return flat.reshape(-1, *shape)
+
+
+def open_build(path: str | Path) -> Build:
+    """Open a finished build.
+
+    Raises:
+        NotABuildError: the folder holds none.
+    """
+    return Build(Path(path))
+
+
+def read_header(path: Path) -> ShardHeader:
+    """What one shard says of itself.
+
+    Raises:
+        NotABuildError: it is no shard, or damaged.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return msgspec.json.decode(metadata[b"tokenlabels"], type=ShardHeader)
+    except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as fault:
+        raise _damaged(path, fault) from None
+
+
+def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None, memory_map=False)
+    except (OSError, pa.ArrowInvalid) as fault:
+        raise _damaged(path, fault) from None
+
+
+def _damaged(path: Path, fault: Exception) -> NotABuildError:
+    reason = "is missing" if isinstance(fault, FileNotFoundError) else "is damaged or no shard"
+    return NotABuildError(f"{path}: {reason}: run the same build command again to mend it.")
+
+
+def _grid(entry: dict[str, Any]) -> tuple[str, PatchGrid]:
+    size = entry["image_size"]
+    whole = "native" if size is None else size[0] if entry["resize"] == "shortest-edge" else tuple(size)
+    grid = PatchGrid.parse(tuple(entry["patch"]), whole, entry["resize"], entry["max_size"])
+    return str(entry["name"]), grid

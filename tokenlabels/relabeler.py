@@ -1,0 +1,148 @@
+"""New labels from stored scores: another threshold without the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tokenlabels.card import card_text
+from tokenlabels.errors import NotABuildError, ParameterError
+from tokenlabels.grid import GridAxes
+from tokenlabels.output import (
+    JournalEntry,
+    build_lock,
+    check_ownership,
+    clear_state,
+    finish,
+    is_complete,
+    resume,
+    shard_fault,
+    write_journal,
+)
+from tokenlabels.progress import Progress, Silent
+from tokenlabels.reader import Build, open_build, read_header
+from tokenlabels.rules import CellLabels, check_tau, label_scores
+from tokenlabels.shards import OBJECT_FIELDS, ShardEntry, ShardHeader, ShardWriter, schema_of
+from tokenlabels.totals import totals
+
+
+def relabel(
+    build: Build, tau: float, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> Build:
+    """Apply another threshold to the scores of a build; the result is the build that `tau` would have made.
+
+    Args:
+        build: a build that has scores.
+        tau: threshold in 0..1.
+        out: folder of the new build, another than the old one.
+        overwrite: replace a build there that was made with other parameters.
+        progress: told about every row.
+
+    Raises:
+        ParameterError: `tau` outside 0..1, no scores, or `out` is the build itself.
+        NotABuildError: a shard is damaged.
+        OutputError: `out` cannot be written.
+    """
+    progress = progress or Silent()
+    folder = Path(out)
+    parameters = build.manifest["parameters"]
+    if not parameters["scores"]:
+        raise ParameterError(f"{build.path} was built without scores (--no-scores): build it again with them.")
+    if folder.resolve() == build.path.resolve():
+        raise ParameterError(f"{folder} is the build itself: name another --out.")
+    changed = parameters | {"tau": check_tau(tau)}
+    wanted = changed | {"sources": build.manifest["sources"]}
+    check_ownership(folder)
+    if is_complete(folder, wanted):
+        clear_state(folder)
+        return open_build(folder)
+    with build_lock(folder):
+        finished = resume(folder, wanted, overwrite=overwrite)
+        progress.stage("relabelling", sum(shard.rows for shard in build.shards))
+        entries: list[ShardEntry] = []
+        for shard in build.shards:
+            if shard.file in finished:
+                entries.append(finished[shard.file].shard)
+            else:
+                fault = shard_fault(build.path, shard)
+                if fault:
+                    raise NotABuildError(f"{build.path / shard.file}: {fault}: run its build command again to mend it.")
+                entries.append(_relabel_shard(build.path / shard.file, folder / shard.file, changed["tau"]))
+                write_journal(folder, JournalEntry(entries[-1], (), {}))
+            progress.advance(shard.rows)
+        manifest: dict[str, Any] = build.manifest | {
+            "parameters": changed,
+            "shards": [msgspec.to_builtins(entry) for entry in entries],
+        }
+        manifest["totals"] = totals(folder, manifest)
+        finish(folder, manifest, card_text(manifest, folder))
+    return open_build(folder)
+
+
+def _relabel_shard(source: Path, target: Path, tau: float) -> ShardEntry:
+    header = read_header(source)
+    header = msgspec.structs.replace(header, tau=tau)
+    with pq.ParquetFile(source) as file:
+        names = file.schema_arrow.names
+        schema = schema_of(header, scores=True, images="image" in names)
+        with ShardWriter(target, schema) as writer:
+            for table in _row_groups(file):
+                writer.write(_relabelled(table, header, schema))
+    assert writer.entry is not None
+    return writer.entry
+
+
+def _row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    for index in range(file.num_row_groups):
+        yield file.read_row_group(index).combine_chunks()
+
+
+def _relabelled(table: pa.Table, header: ShardHeader, schema: pa.Schema) -> pa.Table:
+    """One row group with new labels and counts; every other column as it was."""
+    widths, heights = (table.column(name).to_numpy() for name in ("width", "height"))
+    axes = header.patch_grid().axes(widths, heights)
+    scores = _values(table, "scores").astype(np.float32, copy=False)
+    ignored = _values(table, "ignored").copy() if "ignored" in table.column_names else np.zeros(len(scores), np.bool_)
+    objects = table.column("objects").chunk(0)
+    boxes = objects.field("bbox")
+    labelled = label_scores(
+        widths,
+        heights,
+        axes,
+        _cells(axes),
+        scores,
+        ignored,
+        boxes.offsets.to_numpy().astype(np.int64),
+        boxes.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4),
+        header.spec,
+    )
+    return _replaced(table, labelled, objects, schema)
+
+
+def _cells(axes: GridAxes) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(axes.cells)])
+
+
+def _replaced(table: pa.Table, labelled: CellLabels, objects: pa.StructArray, schema: pa.Schema) -> pa.Table:
+    cells = pa.array(labelled.cells.astype(np.int32))
+    members = [objects.field(name) for name, _ in OBJECT_FIELDS]
+    members[-1] = pa.ListArray.from_arrays(objects.field("patches").offsets, pa.array(labelled.patches))
+    new = {
+        "labels": pa.ListArray.from_arrays(cells, pa.array(labelled.labels)),
+        "fg_count": pa.array(labelled.fg_count),
+        "ignore_count": pa.array(labelled.ignore_count),
+        "objects": pa.StructArray.from_arrays(members, fields=list(schema.field("objects").type)),
+    }
+    return pa.table([new.get(name, table.column(name)) for name in schema.names], schema=schema)
+
+
+def _values(table: pa.Table, column: str) -> NDArray[Any]:
+    values: NDArray[Any] = table.column(column).chunk(0).values.to_numpy(zero_copy_only=False)
+    return values

@@ -1,0 +1,78 @@
+"""Which annotations count: by category and by area. The others are as if they were not in the file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+
+from tokenlabels.annotations import Category, Dataset
+from tokenlabels.errors import ParameterError
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Names of the categories that are foreground (None: all), those that are not, and the smallest area in px²."""
+
+    categories: tuple[str, ...] | None = None
+    exclude_categories: tuple[str, ...] = ()
+    min_area: float = 0.0
+
+    @classmethod
+    def make(
+        cls, categories: Sequence[str] | None, exclude_categories: Sequence[str] | None, min_area: float
+    ) -> Selection:
+        """From what a person writes: names, also several in one text separated by commas.
+
+        Raises:
+            ParameterError: a negative area.
+        """
+        if not 0 <= min_area < float("inf"):
+            raise ParameterError(f"min_area {min_area} is no area: give square pixels, 0 or more.")
+        return cls(
+            tuple(_texts(categories)) if categories else None, tuple(_texts(exclude_categories or ())), float(min_area)
+        )
+
+
+def select(dataset: Dataset, selection: Selection) -> tuple[Dataset, int]:
+    """Leave out the annotations that do not count; images and the category table stay.
+
+    Returns:
+        The data set, and how many annotations were left out.
+
+    Raises:
+        ParameterError: a category that the data set does not have.
+    """
+    names = [category.name for category in dataset.categories]
+    wanted = np.ones(len(names), np.bool_)
+    if selection.categories is not None:
+        chosen = _known(selection.categories, dataset.categories)
+        wanted = np.array([name in chosen for name in names], np.bool_)
+    excluded = _known(selection.exclude_categories, dataset.categories)
+    wanted &= np.array([name not in excluded for name in names], np.bool_)
+    splits, dropped = [], 0
+    for split in dataset.splits:
+        kept = wanted[split.records.categories] & (split.records.areas >= selection.min_area)
+        dropped += int((~kept).sum())
+        splits.append(replace(split, records=split.records.keep(kept)))
+    return replace(dataset, splits=tuple(splits)), dropped
+
+
+def _texts(names: Sequence[str]) -> Sequence[str]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _known(texts: Sequence[str], categories: Sequence[Category]) -> set[str]:
+    """The names in `texts`; a text that is no category itself may be several names separated by commas."""
+    known = {category.name for category in categories}
+    found: set[str] = set()
+    for text in texts:
+        for name in [text] if text in known else [part.strip() for part in text.split(",")]:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 3)
+                hint = f"did you mean {', '.join(close)}?" if close else f"they are {', '.join(sorted(known)[:20])}."
+                raise ParameterError(f"no category {name!r} in the annotation files: {hint}")
+            found.add(name)
+    return found

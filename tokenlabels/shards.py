@@ -1,0 +1,366 @@
+"""Shards: the Parquet schema, the tables of a block of images, and a writer that commits all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tokenlabels.annotations import Category, Records
+from tokenlabels.errors import OutputError
+from tokenlabels.grid import PatchGrid
+from tokenlabels.rules import CellLabels, PaddingPolicy, Policy, RuleName, RuleSpec
+
+SCHEMA_VERSION = 1
+
+ROW_GROUP_CELLS = 1 << 24
+"""Cells of a row group, all grids of a pass together: bounds the memory of a task to a few hundred MiB."""
+
+ROW_GROUP_IMAGE_BYTES = 100 << 20
+"""Embedded image bytes of a row group."""
+
+_DICTIONARY_COLUMNS = ["labels.list.element", "objects.category.list.element"]
+_STATISTICS_COLUMNS = ["image_id", "file_name", "width", "height", "grid_rows", "grid_cols", "fg_count", "ignore_count"]
+_PARQUET: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 3,
+    "use_dictionary": _DICTIONARY_COLUMNS,
+    "write_statistics": _STATISTICS_COLUMNS,
+}
+_TEMPORARY = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
+
+OBJECT_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("id", pa.int64()),
+    ("bbox", pa.list_(pa.float32(), 4)),
+    ("category", pa.int32()),
+    ("area", pa.float32()),
+    ("iscrowd", pa.bool_()),
+    ("difficult", pa.bool_()),
+    ("patches", pa.int32()),
+]
+
+
+class ShardHeader(msgspec.Struct, frozen=True):
+    """What a shard says of itself, as JSON under the key `tokenlabels` of its Parquet metadata.
+
+    Attributes:
+        schema_version: of the columns and of this header.
+        format: source format, such as `coco`.
+        split: split name.
+        grid: name of the grid (`384x384-p16`); `patch`, `image_size`, `resize` and `max_size` define it.
+        patch: (height, width) in model-input pixels.
+        image_size: (H', W'), or None for native.
+        resize: resize policy.
+        max_size: cap on the long side, shortest-edge only.
+        rule: name of the rule; `tau`, `crowd` and `padding` complete it.
+        tau: threshold.
+        crowd: policy for crowd regions.
+        padding: policy for patches wholly in padding.
+        categories: the category table that `objects.category` indexes.
+    """
+
+    schema_version: int
+    format: str
+    split: str
+    grid: str
+    patch: tuple[int, int]
+    image_size: tuple[int, int] | None
+    resize: str
+    max_size: int | None
+    rule: RuleName
+    tau: float
+    crowd: Policy
+    padding: PaddingPolicy
+    categories: tuple[Category, ...]
+
+    @property
+    def spec(self) -> RuleSpec:
+        """The rule with its threshold and policies."""
+        return RuleSpec(self.rule, self.tau, self.crowd, self.padding)
+
+    def patch_grid(self) -> PatchGrid:
+        """The grid, rebuilt."""
+        size = "native" if self.image_size is None else self.image_size
+        return PatchGrid.parse(
+            self.patch, size[0] if self.resize == "shortest-edge" else size, self.resize, self.max_size
+        )
+
+
+class ShardEntry(msgspec.Struct, frozen=True):
+    """A finished shard: its path relative to the build, rows, size in bytes and sha256."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def shard_name(split: str, index: int, total: int) -> str:
+    """File name of one shard of a split."""
+    return f"{split}-{index:05d}-of-{total:05d}.parquet"
+
+
+def schema_of(header: ShardHeader, *, scores: bool, images: bool) -> pa.Schema:
+    """The Arrow schema of a shard, with its metadata.
+
+    Args:
+        header: what the shard says of itself.
+        scores: with the column `scores`.
+        images: with the column `image`.
+    """
+    fields = [
+        pa.field("image_id", pa.string()),
+        pa.field("file_name", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("grid_rows", pa.int16()),
+        pa.field("grid_cols", pa.int16()),
+        pa.field("labels", pa.list_(pa.uint8())),
+    ]
+    if scores:
+        fields.append(pa.field("scores", pa.list_(pa.float32())))
+    if header.spec.stores_ignored:
+        fields.append(pa.field("ignored", pa.list_(pa.bool_())))
+    fields += [
+        pa.field("fg_count", pa.int32()),
+        pa.field("ignore_count", pa.int32()),
+        pa.field("objects", pa.struct([pa.field(name, pa.list_(kind)) for name, kind in OBJECT_FIELDS])),
+    ]
+    if images:
+        fields.append(pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])))
+    features = features_of(fields, header.categories)
+    metadata = {
+        "huggingface": msgspec.json.encode({"info": {"features": features}}),
+        "tokenlabels": msgspec.json.encode(header),
+    }
+    return pa.schema(fields, metadata)
+
+
+def features_of(fields: Iterable[pa.Field], categories: Sequence[Category]) -> dict[str, Any]:
+    """The Hugging Face features of the columns: `objects.category` as class labels, `image` as an image."""
+    features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
+    labels = {"names": _unique_names(categories), "_type": "ClassLabel"}
+    features["objects"]["category"] = {"feature": labels, "_type": "Sequence"}
+    if "image" in features:
+        features["image"] = {"_type": "Image"}
+    return features
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """The Hugging Face feature of an Arrow type."""
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
+    name = {"float": "float32"}.get(str(kind), str(kind))
+    return {"dtype": name, "_type": "Value"}
+
+
+def _unique_names(categories: Sequence[Category]) -> list[str]:
+    """Category names, made unique by their id where two are alike: ClassLabel insists."""
+    names = [category.name for category in categories]
+    return [
+        f"{category.name} ({category.id})" if names.count(category.name) > 1 else category.name
+        for category in categories
+    ]
+
+
+def build_table(
+    records: Records,
+    labelled: CellLabels,
+    schema: pa.Schema,
+    images: Sequence[bytes] | None = None,
+) -> pa.Table:
+    """The rows of n images on one grid.
+
+    Args:
+        records: the images and their annotations.
+        labelled: their labels on this grid.
+        schema: see `schema_of`; it says which columns are wanted.
+        images: n encoded images, where the schema has the column.
+    """
+    cells = labelled.cells.astype(np.int32)
+    offsets = records.offsets.astype(np.int32)
+    boxes = pa.FixedSizeListArray.from_arrays(pa.array(records.boxes.astype(np.float32).ravel()), 4)
+    objects = {
+        "id": pa.array(records.ids),
+        "bbox": boxes,
+        "category": pa.array(records.categories),
+        "area": pa.array(records.areas.astype(np.float32)),
+        "iscrowd": pa.array(records.crowd),
+        "difficult": pa.array(records.difficult),
+        "patches": pa.array(labelled.patches),
+    }
+    columns: dict[str, pa.Array] = {
+        "image_id": pa.array(records.image_ids, pa.string()),
+        "file_name": pa.array(records.file_names, pa.string()),
+        "width": pa.array(records.widths),
+        "height": pa.array(records.heights),
+        "grid_rows": pa.array(labelled.axes.rows.astype(np.int16)),
+        "grid_cols": pa.array(labelled.axes.cols.astype(np.int16)),
+        "labels": _lists(cells, labelled.labels),
+        "scores": _lists(cells, labelled.scores),
+        "ignored": _lists(cells, labelled.ignored),
+        "fg_count": pa.array(labelled.fg_count),
+        "ignore_count": pa.array(labelled.ignore_count),
+        "objects": pa.StructArray.from_arrays(
+            [_lists(offsets, objects[name]) for name, _ in OBJECT_FIELDS],
+            fields=list(schema.field("objects").type),
+        ),
+    }
+    if images is not None:
+        columns["image"] = pa.StructArray.from_arrays(
+            [pa.array(images, pa.binary()), pa.array(records.file_names, pa.string())],
+            fields=list(schema.field("image").type),
+        )
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _lists(offsets: NDArray[np.int32], values: NDArray[Any] | pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets), values if isinstance(values, pa.Array) else pa.array(values))
+
+
+def row_group_spans(cells: NDArray[np.int64], image_bytes: NDArray[np.int64] | None) -> list[tuple[int, int]]:
+    """Cut n images into row groups, by their content alone: as many images as fit both budgets, at least one.
+
+    Args:
+        cells: int64 (n,), cells of each image over all grids of the pass.
+        image_bytes: int64 (n,), embedded bytes of each image.
+    """
+    spans = []
+    start, used_cells, used_bytes = 0, 0, 0
+    sizes = np.zeros(len(cells), np.int64) if image_bytes is None else image_bytes
+    for index, (more_cells, more_bytes) in enumerate(zip(cells.tolist(), sizes.tolist(), strict=True)):
+        full = used_cells + more_cells > ROW_GROUP_CELLS or used_bytes + more_bytes > ROW_GROUP_IMAGE_BYTES
+        if full and index > start:
+            spans.append((start, index))
+            start, used_cells, used_bytes = index, 0, 0
+        used_cells += more_cells
+        used_bytes += more_bytes
+    spans.append((start, len(cells)))
+    return spans
+
+
+class ShardWriter:
+    """Writes one shard beside its final name and renames it when it is whole; use as a context manager.
+
+    A shard left early (an exception, a failed write) leaves nothing behind; a killed process leaves a temporary file
+    that `is_temporary` recognises.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._temporary = temporary_beside(path)
+        self._rows = 0
+        self.schema = schema
+        self._writer: pq.ParquetWriter | None = None
+        self.entry: ShardEntry | None = None
+
+    def __enter__(self) -> ShardWriter:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._temporary, self.schema, **_PARQUET)
+        except OSError as fault:
+            self._temporary.unlink(missing_ok=True)
+            raise unwritable(self._path, fault) from fault
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add one row group."""
+        assert self._writer is not None
+        try:
+            self._writer.write_table(table, row_group_size=max(len(table), 1))
+        except OSError as fault:
+            raise unwritable(self._path, fault) from fault
+        self._rows += len(table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._writer is not None
+        try:
+            try:
+                self._writer.close()
+            except OSError as fault:
+                if kind is None:
+                    raise unwritable(self._path, fault) from fault
+            if kind is None:
+                self.entry = self._commit()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _commit(self) -> ShardEntry:
+        try:
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+                rows = pq.ParquetFile(file).metadata.num_rows
+                if rows != self._rows:
+                    raise OutputError(f"{self._path}: {rows} rows read back, {self._rows} written: is the disk sound?")
+            size, digest = self._temporary.stat().st_size, sha256_of(self._temporary)
+            self._temporary.replace(self._path)
+        except (OSError, pa.ArrowInvalid) as fault:
+            raise unwritable(self._path, fault) from fault
+        return ShardEntry(f"{self._path.parent.name}/{self._path.name}", self._rows, size, digest)
+
+
+def encoded_size(table: pa.Table) -> int:
+    """Bytes of a table as a shard."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **_PARQUET)
+    return int(sink.getvalue().size)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A temporary name in the same folder, unique to this process and call."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one that `temporary_beside` makes."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = temporary_beside(path)
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as fault:
+        raise unwritable(path, fault) from fault
+
+
+def unwritable(path: Path, fault: BaseException) -> OutputError:
+    """The error that says that a file cannot be written, and why."""
+    reason = getattr(fault, "strerror", None) or str(fault).splitlines()[0]
+    return OutputError(f"{path}: cannot be written ({reason}): free space, or name another --out, and run again.")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

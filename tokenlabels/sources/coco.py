@@ -1,0 +1,169 @@
+"""COCO instances files -> records.
+
+Layout: `ROOT/annotations/instances_<split>.json` with images in `ROOT/<split>/`, or any single instances file.
+Format: https://cocodataset.org/#format-data
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tokenlabels.annotations import Category, Dataset, SourceFile, Split
+from tokenlabels.check import FindingLog
+from tokenlabels.errors import AnnotationFileError, ParameterError, TokenLabelsError
+from tokenlabels.sources.base import Reading
+from tokenlabels.sources.coco_columns import to_records
+from tokenlabels.sources.coco_json import read_document
+
+_PREFIX = "instances_"
+
+
+@dataclass(frozen=True, slots=True)
+class CocoSource:
+    """Instances files to read.
+
+    Attributes:
+        files: (split name, annotation file, image folder) for each split.
+    """
+
+    files: tuple[tuple[str, Path, Path], ...]
+    format: str = "coco"
+
+    @classmethod
+    def locate(
+        cls,
+        root: Path | None = None,
+        *,
+        annotations: Path | None = None,
+        images: Path | None = None,
+        splits: Sequence[str] = (),
+    ) -> CocoSource:
+        """Find the files.
+
+        Args:
+            root: a folder in the official layout; by default `.`, `$COCO_ROOT`, `./coco`, the first that has it.
+            annotations: a single instances file instead.
+            images: its image folder; by default `ROOT/<split>`.
+            splits: splits to read, by default every `annotations/instances_*.json`; one renames a single file.
+
+        Raises:
+            TokenLabelsError: nothing there; or a name that cannot be a split.
+        """
+        if annotations is not None:
+            if root is not None:
+                raise ParameterError("--root and --annotations exclude each other: name the folder or the file.")
+            if len(splits) > 1:
+                raise ParameterError("--annotations is one split: give --split once at most, to name it.")
+            stem = annotations.stem.removeprefix(_PREFIX)
+            name = _split_name(splits[0] if splits else stem)
+            default = (
+                annotations.parent.parent / stem if annotations.parent.name == "annotations" else annotations.parent
+            )
+            return cls(((name, annotations, images or default),))
+        root = root or _default_root()
+        available = {
+            path.stem.removeprefix(_PREFIX): path for path in sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
+        }
+        if not available:
+            raise TokenLabelsError(
+                f"{root}: no annotations/{_PREFIX}*.json in this folder: name another --root or an --annotations file, "
+                "or try --sample."
+            )
+        for split in splits:
+            if split not in available:
+                raise TokenLabelsError(
+                    f"{root}: no annotations/{_PREFIX}{split}.json; the splits there are {', '.join(available)}."
+                )
+        if images is not None and len(splits or available) > 1:
+            raise ParameterError("--images is the folder of one split: name that --split, or leave --images out.")
+        return cls(
+            tuple(
+                (_split_name(name), available[name], images or root / name)
+                for name in dict.fromkeys(splits or available)
+            )
+        )
+
+    def input_bytes(self) -> int:
+        """See `Source`."""
+        return sum(path.stat().st_size for _, path, _ in self.files if path.is_file())
+
+    def read(self, reading: Reading, log: FindingLog) -> Dataset:
+        """See `Source`."""
+        splits: list[Split] = []
+        table: dict[int, Category] = {}
+        for name, path, images in self.files:
+            reading.progress(f"reading {path.name}")
+            split, categories = _read_split(name, path, images, reading, log)
+            splits.append(_on_common_table(split, categories, table, path))
+        return Dataset(self.format, tuple(splits), tuple(table.values()))
+
+
+def _default_root() -> Path:
+    candidates = [Path(), *([Path(os.environ["COCO_ROOT"])] if os.environ.get("COCO_ROOT") else []), Path("coco")]
+    for candidate in candidates:
+        if any((candidate / "annotations").glob(f"{_PREFIX}*.json")):
+            return candidate
+    looked = ", ".join(str(candidate) for candidate in candidates)
+    raise TokenLabelsError(
+        f"no COCO data set found (looked for annotations/{_PREFIX}*.json in {looked}): name its folder with --root, "
+        "or try --sample."
+    )
+
+
+def _split_name(text: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_]", "_", text)
+    if not name:
+        raise ParameterError("the split needs a name: give --split.")
+    return name
+
+
+def _on_common_table(split: Split, categories: tuple[Category, ...], table: dict[int, Category], path: Path) -> Split:
+    """Unite the category table of one file with `table`, and renumber the split's categories where that moves them."""
+    for category in categories:
+        known = table.setdefault(category.id, category)
+        if known.name != category.name:
+            raise AnnotationFileError(
+                path,
+                f"calls category {category.id} {category.name!r}, another split calls it {known.name!r}: align them.",
+            )
+    positions = {category_id: index for index, category_id in enumerate(table)}
+    moved = np.array([positions[category.id] for category in categories], np.int32)
+    if not np.array_equal(moved, np.arange(len(categories))):
+        split.records.categories[:] = moved[split.records.categories]
+    return split
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    """The bytes of a file, not copied."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise AnnotationFileError(path, "no such file: name a COCO instances file, or try --sample.") from None
+    except (OSError, ValueError) as fault:
+        raise AnnotationFileError(path, f"cannot be read ({getattr(fault, 'strerror', None) or fault}).") from None
+    yield memoryview(mapped)
+
+
+def _read_split(
+    name: str, path: Path, images: Path, reading: Reading, log: FindingLog
+) -> tuple[Split, tuple[Category, ...]]:
+    with _mapped(path) as data, ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(lambda: hashlib.sha256(data).hexdigest())
+        document = read_document(data, path, log, masks=reading.masks)
+        records = to_records(document, path, reading, log)
+        file = SourceFile(path.name, len(data), hashing.result())
+    return Split(name, records, images, file), document.categories

@@ -1,0 +1,248 @@
+"""Entries of a COCO file -> columns, every entry checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenlabels import check
+from tokenlabels.annotations import MAX_COORDINATE, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, Records
+from tokenlabels.check import FindingLog, Kind
+from tokenlabels.sources.base import Reading
+from tokenlabels.sources.coco_json import BoxEntry, Document, EntryId, ImageEntry, MaskEntry
+from tokenlabels.sources.masks import pack_masks
+from tokenlabels.sources.paths import is_inside
+
+_BOX_SLACK = 0.0101
+"""Pixels by which a box may pass the border unreported: x and width are commonly rounded to two decimals each."""
+
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
+
+
+def to_records(document: Document, path: Path, reading: Reading, log: FindingLog) -> Records:
+    """Columns of the usable images and annotations of one file, annotations sorted by image.
+
+    Args:
+        document: the entries.
+        path: for messages.
+        reading: what is wanted.
+        log: receives every fault; an entry with an error-level fault is left out.
+    """
+    kept_images, left_out = _check_images(document, path, log)
+    entries = document.annotations
+    notes = _Annotations(entries, path, log)
+    rows = _positions([entry.id for entry in kept_images], [entry.image_id for entry in entries])
+    categories = _positions([category.id for category in document.categories], [entry.category_id for entry in entries])
+    _check_references(notes, rows, categories, left_out)
+    widths = np.array([entry.width for entry in kept_images], np.int32)
+    heights = np.array([entry.height for entry in kept_images], np.int32)
+    boxes = _boxes(notes, widths, heights, rows)
+    ids, areas = _ids(notes), _areas(notes, boxes)
+
+    if reading.limit is not None:
+        kept_images = kept_images[: reading.limit]
+        notes.usable &= rows < reading.limit
+    count = len(kept_images)
+    chosen = np.flatnonzero(notes.usable)
+    order = chosen[np.argsort(rows[chosen], kind="stable")]
+    records = Records(
+        image_ids=[str(entry.id) for entry in kept_images],
+        file_names=[entry.file_name for entry in kept_images],
+        widths=widths[:count],
+        heights=heights[:count],
+        offsets=np.searchsorted(rows[order], np.arange(count + 1)),
+        ids=ids[order],
+        boxes=boxes[order],
+        categories=categories[order].astype(np.int32),
+        areas=areas[order],
+        crowd=np.fromiter((entry.iscrowd != 0 for entry in entries), np.bool_, len(entries))[order],
+        difficult=np.zeros(len(order), np.bool_),
+    )
+    return _with_masks(records, notes, order, rows, reading) if reading.masks else records
+
+
+def _check_images(document: Document, path: Path, log: FindingLog) -> tuple[list[ImageEntry], set[EntryId]]:
+    """The usable images, and the ids of those that are left out."""
+    kept: list[ImageEntry] = []
+    left_out = set(document.lost_images)
+    seen: set[str] = set()
+    for index, entry in enumerate(document.images):
+        image_id = str(entry.id)
+        if image_id in seen:
+            message = f"image id {image_id} occurs again as images[{index}] ({entry.file_name[:200]})."
+            log.add(check.IMAGE_DUPLICATE, path.name, message, image_id=image_id)
+            continue
+        seen.add(image_id)
+        width, height = entry.width, entry.height
+        if 1 <= width <= MAX_IMAGE_SIDE and 1 <= height <= MAX_IMAGE_SIDE and width * height <= MAX_IMAGE_PIXELS:
+            kept.append(entry)
+        else:
+            left_out.add(entry.id)
+            message = (
+                f"image {image_id} is said to be {width} x {height} pixels; a side is 1 to {MAX_IMAGE_SIDE} "
+                f"and an image at most {MAX_IMAGE_PIXELS} pixels."
+            )
+            log.add(check.IMAGE_SIZE, path.name, message, image_id=image_id)
+        if not entry.file_name:
+            log.add(check.IMAGE_NO_NAME, path.name, f"image {image_id} has no file_name.", image_id=image_id)
+        elif not is_inside(entry.file_name):
+            message = f"image {image_id} has file_name {entry.file_name[:200]!r}, which leaves the image folder."
+            log.add(check.IMAGE_PATH, path.name, message, image_id=image_id)
+    return kept, left_out
+
+
+class _Annotations:
+    """The m annotation entries of a file, which of them are usable, and how to report faults of them."""
+
+    def __init__(self, entries: Sequence[BoxEntry], path: Path, log: FindingLog) -> None:
+        self.entries = entries
+        self.usable = np.ones(len(entries), np.bool_)
+        self._file = path.name
+        self._log = log
+
+    def flag(self, kind: Kind, where: NDArray[np.bool_], wording: Callable[[int], str]) -> None:
+        """Report a fault at every usable entry where `where` bool (m,) is true; `wording(index)` says what is wrong."""
+        hits = np.flatnonzero(where & self.usable)
+        for position, index in enumerate(hits.tolist()):
+            if not self._log.wants_example(kind):
+                self._log.count(kind, len(hits) - position)
+                break
+            self.report(kind, index, wording(index))
+        if self._log.severity(kind) == "error":
+            self.usable[hits] = False
+
+    def report(self, kind: Kind, index: int, problem: str) -> None:
+        """Report one fault of one entry."""
+        entry = self.entries[index]
+        named = f"annotation {entry.id}" if entry.id is not None else f"annotations[{index}]"
+        self._log.add(
+            kind,
+            self._file,
+            f"{named} of image {entry.image_id} {problem}.",
+            image_id=str(entry.image_id),
+            annotation_id=entry.id,
+        )
+
+    def severity_is_error(self, kind: Kind) -> bool:
+        """Whether this kind of fault makes an annotation unusable in this run."""
+        return self._log.severity(kind) == "error"
+
+
+def _positions(keys: Sequence[EntryId], wanted: Sequence[EntryId]) -> NDArray[np.int64]:
+    """int64 (m,): index in `keys` of each wanted id, -1 where it is not there."""
+    if not keys:
+        return np.full(len(wanted), -1, np.int64)
+    try:
+        known, queries = np.array(keys), np.array(wanted)
+    except (OverflowError, ValueError):
+        known = queries = np.array(["text"])
+    if known.dtype != np.int64 or queries.dtype != np.int64:
+        table = {str(key): index for index, key in enumerate(keys)}
+        return np.array([table.get(str(key), -1) for key in wanted], np.int64)
+    order = np.argsort(known, kind="stable")
+    found = order[np.minimum(np.searchsorted(known, queries, sorter=order), len(known) - 1)]
+    return np.where(known[found] == queries, found, -1)
+
+
+def _check_references(
+    notes: _Annotations, rows: NDArray[np.int64], categories: NDArray[np.int64], left_out: set[EntryId]
+) -> None:
+    """Annotations of unknown images and categories; those of an image left out above go with it silently."""
+    entries = notes.entries
+    missing = rows < 0
+    if left_out:
+        notes.usable &= np.fromiter((entry.image_id not in left_out for entry in entries), np.bool_, len(entries))
+    notes.flag(check.UNKNOWN_IMAGE, missing, lambda _i: "belongs to an image that is not in the file")
+    notes.flag(
+        check.UNKNOWN_CATEGORY,
+        categories < 0,
+        lambda i: f"has category_id {entries[i].category_id}, which is not in the category table",
+    )
+
+
+def _ids(notes: _Annotations) -> NDArray[np.int64]:
+    """int64 (m,), -1 where there is none."""
+    missing = np.fromiter((entry.id is None for entry in notes.entries), np.bool_, len(notes.entries))
+    notes.flag(check.ANNOTATION_NO_ID, missing, lambda _i: "has no usable id")
+    ids = np.fromiter((-1 if entry.id is None else entry.id for entry in notes.entries), np.int64, len(notes.entries))
+    order = np.argsort(ids, kind="stable")
+    again = np.zeros(len(ids), np.bool_)
+    again[order[1:]] = ids[order[1:]] == ids[order[:-1]]
+    notes.flag(check.ANNOTATION_DUPLICATE, again & ~missing, lambda _i: "has an id that occurred before")
+    return ids
+
+
+def _boxes(
+    notes: _Annotations, widths: NDArray[np.int32], heights: NDArray[np.int32], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """float64 (m, 4) xywh; zeros where there is none that can be stored."""
+    entries = notes.entries
+    missing = np.fromiter((entry.bbox is None for entry in entries), np.bool_, len(entries))
+    flat = chain.from_iterable(entry.bbox or _NO_BOX for entry in entries)
+    boxes = np.fromiter(flat, np.float64, 4 * len(entries)).reshape(-1, 4)
+    notes.flag(check.BOX_MALFORMED, missing, lambda _i: "has no bbox of four numbers")
+    wild = ~(np.abs(boxes) <= MAX_COORDINATE).all(axis=1)
+    notes.flag(check.BOX_WILD, wild, lambda i: f"has bbox {_shown(boxes[i])}")
+    boxes = np.where(wild[:, None], 0.0, boxes)
+    left, top, width, height = boxes.T
+    measured = ~missing & ~wild
+    negative = (width < 0) | (height < 0)
+    notes.flag(check.BOX_NEGATIVE, negative, lambda i: f"has bbox {_shown(boxes[i])} of negative size")
+    empty = measured & ~negative & ((width == 0) | (height == 0))
+    notes.flag(check.BOX_EMPTY, empty, lambda i: f"has bbox {_shown(boxes[i])} of zero area")
+    if len(widths):
+        image_width, image_height = widths[rows].astype(np.float64), heights[rows].astype(np.float64)
+        solid = measured & ~negative & ~empty
+        outside = solid & ((left >= image_width) | (top >= image_height) | (left + width <= 0) | (top + height <= 0))
+
+        def wording(i: int) -> str:
+            return f"has bbox {_shown(boxes[i])} in an image of {widths[rows[i]]} x {heights[rows[i]]}"
+
+        notes.flag(check.BOX_OUTSIDE, outside, wording)
+        partly = (left < -_BOX_SLACK) | (top < -_BOX_SLACK)
+        partly |= (left + width > image_width + _BOX_SLACK) | (top + height > image_height + _BOX_SLACK)
+        notes.flag(check.BOX_PARTLY_OUTSIDE, solid & ~outside & partly, wording)
+    return boxes
+
+
+def _areas(notes: _Annotations, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 (m,), the area of the box where the file gives none."""
+    missing = np.fromiter((entry.area is None for entry in notes.entries), np.bool_, len(notes.entries))
+    notes.flag(check.NO_AREA, missing, lambda _i: "has no usable area")
+    areas = np.fromiter((entry.area or 0.0 for entry in notes.entries), np.float64, len(notes.entries))
+    return np.where(missing, np.abs(boxes[:, 2] * boxes[:, 3]), areas)
+
+
+def _with_masks(
+    records: Records, notes: _Annotations, order: NDArray[np.int64], rows: NDArray[np.int64], reading: Reading
+) -> Records:
+    entries = cast(Sequence[MaskEntry], notes.entries)
+
+    def report(index: int, kind: Kind, problem: str) -> None:
+        if kind is not check.MASK_MISSING or notes.severity_is_error(kind):
+            notes.report(kind, int(order[index]), problem)
+
+    raws = [entries[index].segmentation for index in order.tolist()]
+    reading.progress("checking masks")
+    masks, usable = pack_masks(
+        raws,
+        records.widths[rows[order]],
+        records.heights[rows[order]],
+        report,
+        threads=reading.threads,
+        shapes=reading.shapes,
+        rasterizer=reading.rasterizer,
+    )
+    if notes.severity_is_error(check.MASK_MALFORMED):
+        return replace(records, masks=masks).keep(usable)
+    return replace(records, masks=masks.blanked(~usable))
+
+
+def _shown(box: NDArray[np.float64]) -> str:
+    return "[" + ", ".join(f"{side:.6g}" for side in box.tolist()) + "]"

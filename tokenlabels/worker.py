@@ -1,0 +1,52 @@
+"""What a worker process needs: imported once by the fork server, so that its children start with everything loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+with contextlib.suppress(ValueError):  # not in a main thread: then nobody sends it Ctrl-C either
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+from tokenlabels.annotations import MASK_RLE, MASK_TEXT, Masks, Records
+from tokenlabels.grid import PatchGrid
+from tokenlabels.rules import RuleSpec, label_records
+from tokenlabels.tasks import write_shards
+
+__all__ = ["warm_up", "write_shards"]
+
+
+def warm_up() -> None:
+    """Compile or load every kernel on one tiny image, so that forked workers share the machine code."""
+    side = np.array([4], np.int32)
+    text = np.frombuffer(b"[[0, 0, 4, 0, 4, 4]]", np.uint8)
+    records = Records(
+        image_ids=["1"],
+        file_names=["1.jpg"],
+        widths=side,
+        heights=side,
+        offsets=np.array([0, 2], np.int64),
+        ids=np.array([1, 2], np.int64),
+        boxes=np.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]),
+        categories=np.zeros(2, np.int32),
+        areas=np.ones(2),
+        crowd=np.array([False, True]),
+        difficult=np.zeros(2, np.bool_),
+        masks=Masks(
+            kinds=np.array([MASK_TEXT, MASK_RLE], np.uint8),
+            spans=np.array([[0, len(text)], [0, 1]], np.int64),
+            text=text,
+            numbers=np.zeros(0),
+            counts=np.array([16], np.int64),
+        ),
+    )
+    axes = PatchGrid.parse(2, 4).axes(side, side)
+    for rule in ("overlap", "pixel-ratio"):
+        label_records(records, [axes], RuleSpec.make(rule, crowd="ignore"))
+
+
+warm_up()
