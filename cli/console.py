@@ -24,12 +24,22 @@ INTERRUPTED = 130
 
 def say(text: str) -> None:
     """A line on stderr, unwrapped."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def printable(text: str) -> str:
+    """One line without control characters: what a data file holds must not steer a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)  # noqa: T201
 
 
 def print_table(table: Table) -> None:
@@ -41,7 +51,7 @@ def print_table(table: Table) -> None:
 
 def print_line(text: str) -> None:
     """A plain line on stdout, unwrapped."""
-    print(text)  # noqa: T201
+    print(printable(text))  # noqa: T201
 
 
 @contextlib.contextmanager
@@ -69,14 +79,13 @@ def errors_reported(*, debug: bool) -> Iterator[None]:
             say(f"error: {fault}")
             raise typer.Exit(2 if isinstance(fault, ParameterError) else 1) from None
         if isinstance(fault, BrokenPipeError):
-            sys.stdout = None  # type: ignore[assignment]  # whoever read it is gone
+            sys.stdout = None  # whoever read it is gone
             raise typer.Exit(1) from None
         if isinstance(fault, MemoryError):
             say("error: out of memory: use fewer --workers, a smaller --shard-rows, or a larger --patch.")
         else:
-            say(
-                f"error: {type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else 'no message'} (--debug tells more)."
-            )
+            first_line = str(fault).partition("\n")[0] or "no message"
+            say(f"error: {type(fault).__name__}: {first_line} (--debug tells more).")
         raise typer.Exit(1) from None
 
 
@@ -89,10 +98,12 @@ class StderrProgress:
         self._stage: tuple[str, int | None] = ("", None)
         self._done = 0
         self._since = time.monotonic()
+        self._begun: list[tuple[str, float]] = []
         self._shown = sys.stderr.isatty()
 
     def stage(self, name: str, total: int | None = None) -> None:
         """A new stage begins."""
+        self._begun.append((name, time.monotonic()))
         self._stage, self._done = (name, total), 0
         if self._bar is not None:
             self._show_stage()
@@ -110,6 +121,14 @@ class StderrProgress:
     def note(self, text: str) -> None:
         """A line on stderr."""
         say(f"note: {text}")
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall seconds of each stage so far; stages of the same name are added up."""
+        found: dict[str, float] = {}
+        ends = [*(since for _, since in self._begun[1:]), time.monotonic()]
+        for (name, since), end in zip(self._begun, ends, strict=True):
+            found[name] = round(found.get(name, 0.0) + end - since, 3)
+        return found
 
     def _maybe_start(self) -> None:
         if not self._shown or time.monotonic() - self._since < _QUIET_SECONDS:

@@ -6,13 +6,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table, run_app, say
+from cli.console import (
+    StderrProgress,
+    errors_reported,
+    print_json,
+    print_line,
+    print_table,
+    printable,
+    run_app,
+    say,
+)
 from tokenlabels import __version__
 
 if TYPE_CHECKING:
@@ -30,13 +39,13 @@ app = typer.Typer(
 )
 
 
-class SourceName(str, Enum):
+class SourceName(StrEnum):
     """Sources that can be built."""
 
     coco = "coco"
 
 
-class ResizeName(str, Enum):
+class ResizeName(StrEnum):
     """Resize policies."""
 
     squash = "squash"
@@ -45,7 +54,7 @@ class ResizeName(str, Enum):
     native = "native"
 
 
-class RuleChoice(str, Enum):
+class RuleChoice(StrEnum):
     """Rules."""
 
     overlap = "overlap"
@@ -53,7 +62,7 @@ class RuleChoice(str, Enum):
     pixel_ratio = "pixel-ratio"
 
 
-class PolicyName(str, Enum):
+class PolicyName(StrEnum):
     """What a region does to the patches under it."""
 
     foreground = "foreground"
@@ -61,28 +70,28 @@ class PolicyName(str, Enum):
     ignore = "ignore"
 
 
-class PaddingName(str, Enum):
+class PaddingName(StrEnum):
     """What a patch wholly in padding is."""
 
     background = "background"
     ignore = "ignore"
 
 
-class OnErrorName(str, Enum):
+class OnErrorName(StrEnum):
     """What to do about error-level findings."""
 
     raise_ = "raise"
     skip = "skip"
 
 
-class CheckName(str, Enum):
+class CheckName(StrEnum):
     """How thoroughly a build checks."""
 
     fast = "fast"
     full = "full"
 
 
-class RasterizerName(str, Enum):
+class RasterizerName(StrEnum):
     """Who turns polygons into pixels."""
 
     kernel = "kernel"
@@ -164,7 +173,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build shards of patch labels, for example: tokenlabels build coco --patch 16 --tau 0.5"""
-    options = {
+    options: dict[str, Any] = {
         "patch": patch,
         "image_size": image_size,
         "resize": resize.value,
@@ -188,11 +197,11 @@ def build(
         from tokenlabels.builder import BuildOptions, estimate_bytes, make_plan, new_log
         from tokenlabels.builder import build as build_shards
 
-        chosen = BuildOptions.make(**options)  # type: ignore[arg-type]
+        chosen = BuildOptions.make(**options)
         if rule is RuleChoice.jaccard:
             progress.note(
-                "jaccard scores a patch wholly inside a box of area A by p*p/A, so that nearly every patch is background; "
-                "overlap is what the paper's prose describes."
+                "jaccard scores a patch wholly inside a box of area A by p*p/A, so that nearly every patch is "
+                "background; overlap is what the paper's prose describes."
             )
         log = new_log(chosen)
         started = time.perf_counter()
@@ -211,7 +220,8 @@ def build(
                 log=log,
                 **options,
             )
-        _report_build(built, time.perf_counter() - started, _images_hint(found), as_json=as_json)
+        stages = progress.stage_seconds()
+        _report_build(built, time.perf_counter() - started, stages, _images_hint(found), as_json=as_json)
 
 
 @app.command()
@@ -301,7 +311,7 @@ def relabel(
 
         started = time.perf_counter()
         built = relabel_build(open_build(build_folder), tau, out, overwrite=overwrite, progress=progress)
-        _report_build(built, time.perf_counter() - started, None, as_json=as_json)
+        _report_build(built, time.perf_counter() - started, progress.stage_seconds(), {}, as_json=as_json)
 
 
 @app.command()
@@ -407,9 +417,10 @@ def _report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, 
             }
         )
         return
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"would build into {out}", title_justify="left")
+    table = Table(title=escape(printable(f"would build into {out}")), title_justify="left")
     for name in ("split", "images", "annotations", "shards per grid"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, counts in splits.items():
@@ -421,7 +432,9 @@ def _report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, 
         _print_findings(log)
 
 
-def _report_build(built: Build, seconds: float, images: dict[str, Path] | None, *, as_json: bool) -> None:
+def _report_build(
+    built: Build, seconds: float, stages: dict[str, float], images: dict[str, Path], *, as_json: bool
+) -> None:
     manifest = built.manifest
     image_count = sum(counts["images"] for counts in manifest["splits"].values())
     annotation_count = sum(counts["annotations"] for counts in manifest["splits"].values())
@@ -439,6 +452,7 @@ def _report_build(built: Build, seconds: float, images: dict[str, Path] | None, 
                 "shards": len(built.shards),
                 "bytes": size,
                 "seconds": round(seconds, 3),
+                "stage_seconds": stages,
                 "images_per_second": round(image_count / seconds, 1),
                 "parameters": manifest["parameters"],
             }
@@ -481,13 +495,13 @@ def _report_build(built: Build, seconds: float, images: dict[str, Path] | None, 
     _suggest(built, images)
 
 
-def _suggest(built: Build, images: dict[str, Path] | None) -> None:
+def _suggest(built: Build, images: dict[str, Path]) -> None:
     """The next command to try."""
-    for split, folder in (images or {}).items():
-        table = built.table(split=split, columns=["image_id", "fg_count"])
-        most = table.column("image_id")[int(table.column("fg_count").to_numpy().argmax())].as_py()
-        print_line(f"next: tokenlabels show {built.path} {most} --images {folder} -o overlay.png")
-        return
+    for split, folder in images.items():
+        image_id = built.first_foreground(split)
+        if image_id is not None:
+            print_line(f"next: tokenlabels show {built.path} {image_id} --images {folder} -o overlay.png")
+            return
     print_line(f"next: tokenlabels verify {built.path}")
 
 
@@ -519,7 +533,12 @@ def _print_findings(log: FindingLog) -> None:
     for row in _findings_json(log):
         first = row["examples"][0]["message"] if row["examples"] else ""
         table.add_row(
-            row["code"], row["severity"], f"{row['count']:,}", row["title"], row["consequence"], escape(first)
+            row["code"],
+            row["severity"],
+            f"{row['count']:,}",
+            row["title"],
+            row["consequence"],
+            escape(printable(first)),
         )
     print_table(table)
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tokenlabels.builder import build
     from tokenlabels.errors import TokenLabelsError
     from tokenlabels.grid import PatchGrid
+    from tokenlabels.overlay import show
     from tokenlabels.reader import Build
     from tokenlabels.reader import open_build as open  # noqa: A004
     from tokenlabels.relabeler import relabel
     from tokenlabels.sample import write_sample
-    from tokenlabels.overlay import show
     from tokenlabels.sources.coco import CocoSource
     from tokenlabels.verifier import verify
 

@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenlabels.kernel import kernel
+
 MAX_COORDINATE = 10_000_000.0
 """Largest absolute box or polygon coordinate in pixels that is taken for real."""
 
@@ -60,6 +62,10 @@ class Masks:
         """The masks where `kept` bool (m,) is true; the pools are shared."""
         return Masks(self.kinds[kept], self.spans[kept], self.text, self.numbers, self.counts)
 
+    def reordered(self, order: NDArray[np.int64]) -> Masks:
+        """The masks in the order of these indexes; the pools are shared."""
+        return Masks(self.kinds[order], self.spans[order], self.text, self.numbers, self.counts)
+
     def blanked(self, blank: NDArray[np.bool_]) -> Masks:
         """The masks with those where `blank` bool (m,) is true replaced by ones without pixels and without span."""
         kinds, spans = self.kinds.copy(), self.spans.copy()
@@ -67,14 +73,16 @@ class Masks:
         return Masks(kinds, spans, self.text, self.numbers, self.counts)
 
     def block(self, start: int, stop: int) -> Masks:
-        """Masks start..stop-1 with pools cut to what they use."""
+        """Masks start..stop-1 with pools that hold these masks only."""
         kinds, spans = self.kinds[start:stop], self.spans[start:stop].copy()
         pools: list[NDArray[Any]] = []
         for kind, pool in ((MASK_TEXT, self.text), (MASK_RINGS, self.numbers), (MASK_RLE, self.counts)):
             chosen = kinds == kind
-            low, high = (int(spans[chosen].min()), int(spans[chosen].max())) if chosen.any() else (0, 0)
-            spans[chosen] -= low
-            pools.append(pool[low:high])
+            pieces = spans[chosen]
+            ends = np.cumsum(pieces[:, 1] - pieces[:, 0])
+            pools.append(_gathered(pool, pieces))
+            spans[chosen, 1] = ends
+            spans[chosen, 0] = ends - (pieces[:, 1] - pieces[:, 0])
         return Masks(kinds, spans, *pools)
 
 
@@ -195,3 +203,18 @@ class Dataset:
     format: str
     splits: tuple[Split, ...]
     categories: tuple[Category, ...]
+
+
+@kernel
+def _gathered(pool: NDArray[Any], pieces: NDArray[np.int64]) -> NDArray[Any]:
+    """The stretches `pieces` int64 (k, 2) of a pool, end to end."""
+    total = 0
+    for piece in range(len(pieces)):
+        total += pieces[piece, 1] - pieces[piece, 0]
+    packed = np.empty(total, pool.dtype)
+    position = 0
+    for piece in range(len(pieces)):
+        for index in range(pieces[piece, 0], pieces[piece, 1]):
+            packed[position] = pool[index]
+            position += 1
+    return packed

@@ -244,11 +244,12 @@ def build(
                 executor.__exit__(BaseException, None, None)  # no worker may write after the clean-up
                 remove_temporaries(folder)
                 raise
+            progress.stage("finishing")
             for entry in entries:
                 if entry.shard.file.startswith(f"{chosen.grids[0].name}/"):
                     log.extend(entry.findings, entry.counts)
-            manifest = _manifest(plan, chosen, log, entries)
-            manifest["totals"] = totals(folder, manifest)
+            manifest = _manifest(plan, log, entries)
+            manifest["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, manifest)
             finish(folder, manifest, card_text(manifest, folder))
     return open_build(folder)
 
@@ -426,7 +427,7 @@ def _header(dataset: Dataset, split: Split, grid: PatchGrid, rule: RuleSpec) -> 
     )
 
 
-def _manifest(plan: Plan, options: BuildOptions, log: FindingLog, entries: Sequence[JournalEntry]) -> dict[str, Any]:
+def _manifest(plan: Plan, log: FindingLog, entries: Sequence[JournalEntry]) -> dict[str, Any]:
     """What `manifest.json` says; nothing in it depends on the time, the machine or how the build was run."""
     parameters = {name: value for name, value in plan.parameters.items() if name != "sources"}
     splits = {

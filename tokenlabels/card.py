@@ -83,8 +83,9 @@ def card_text(manifest: dict[str, Any], out: Path) -> str:
 def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | None) -> dict[str, Any]:
     images = sum(split["images"] for split in manifest["splits"].values())
     grids = [grid["name"] for grid in manifest["parameters"]["grids"]]
+    subject = known.pretty_name if known else f"a {manifest['parameters']['source']} data set"
     front: dict[str, Any] = {
-        "pretty_name": f"Patch labels of {known.pretty_name if known else 'a ' + manifest['parameters']['source'] + ' data set'}",
+        "pretty_name": f"Patch labels of {subject}",
         "license": known.license if known else "unknown",
         "task_categories": known.task_categories if known else ["image-segmentation"],
         "size_categories": [next((name for limit, name in _SIZES if images < limit), "n>10M")],
@@ -129,19 +130,19 @@ def _yaml_feature(feature: dict[str, Any]) -> dict[str, Any]:
 def _body(manifest: dict[str, Any], known: KnownDataset | None) -> str:
     parameters = manifest["parameters"]
     comparison = "score > tau" if parameters["rule"] == "pixel-ratio" else "score >= tau"
+    grid, split = parameters["grids"][0]["name"], next(iter(manifest["splits"]))
     lines = [
         f"# Patch labels{' of ' + known.pretty_name if known else ''}",
         "",
-        "One foreground/background label per vision-transformer patch, made by tokenlabels "
-        f"{manifest['tool']['version']}. `labels` is row-major, `grid_rows x grid_cols`: 1 foreground, 0 background, "
-        "255 ignore.",
-        "",
-        f"Rule `{parameters['rule']}`, tau {parameters['tau']:g} ({comparison} is foreground), crowd regions: "
-        f"{parameters['crowd']}, padding: {parameters['padding']}.",
+        f"""One foreground/background label per vision-transformer patch, made by tokenlabels \
+{manifest["tool"]["version"]}. `labels` is row-major, `grid_rows x grid_cols`: 1 foreground, 0 background, 255 ignore.
+
+Rule `{parameters["rule"]}`, tau {parameters["tau"]:g} ({comparison} is foreground), crowd regions: \
+{parameters["crowd"]}, padding: {parameters["padding"]}.""",
         "",
         "```python",
         "from datasets import load_dataset",
-        f'rows = load_dataset("PATH_OF_THIS_FOLDER", "{parameters["grids"][0]["name"]}", split="{next(iter(manifest["splits"]))}")',
+        f'rows = load_dataset("PATH_OF_THIS_FOLDER", "{grid}", split="{split}")',
         "```",
         "",
         "| grid | split | images | annotations | patches | foreground | ignored | images without foreground |",

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from tokenlabels.annotations import MASK_RINGS, MASK_TEXT
 from tokenlabels.kernel import kernel
 from tokenlabels.polygon_text import parse_polygons
-from tokenlabels.raster import add_ring, add_rle, merged_runs
+from tokenlabels.raster import add_ring, add_rle, count_crossings, count_rle_runs, grown, merge_runs
 
 SKIP, FOREGROUND, IGNORED = 0, 1, 2
 """What an annotation does: nothing, score its cells, or mark them as ignored."""
+
+_FIRST_ROOM = 1 << 15
+"""Runs of one image that there is room for at first; photographs have hundreds."""
 
 
 @kernel
@@ -30,11 +33,11 @@ def cell_edges(axis: NDArray[np.int64], count: int) -> NDArray[np.float64]:
 
 @kernel
 def column_runs_of_image(
-    image: int,
+    first: int,
+    last: int,
     wanted: int,
     width: int,
     height: int,
-    offsets: NDArray[np.int64],
     roles: NDArray[np.uint8],
     kinds: NDArray[np.uint8],
     spans: NDArray[np.int64],
@@ -42,83 +45,164 @@ def column_runs_of_image(
     numbers: NDArray[np.float64],
     counts: NDArray[np.int64],
     empty: NDArray[np.bool_],
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], int]:
-    """The union of the masks of one image whose role is `wanted`, as disjoint column runs (see `raster.merged_runs`).
+    xy: NDArray[np.float64],
+    ring_stops: NDArray[np.int64],
+    columns: NDArray[np.int32],
+    runs: NDArray[np.int64],
+) -> int:
+    """The union of the masks first..last-1 whose role is `wanted`, as disjoint sorted runs (see `raster.merge_runs`).
 
-    Sets `empty[k]` for every mask k that holds no pixel.
+    Args:
+        first: first mask of the image.
+        last: one past its last mask.
+        wanted: role.
+        width: pixels.
+        height: pixels.
+        (from `roles` to `empty` as in `mask_cell_shares`)
+        xy: float64, scratch for the longest text, see `polygon_text.parse_polygons`.
+        ring_stops: int64, likewise.
+        columns: int32, written: pixel column of each run.
+        runs: int64, written: `top << 32 | bottom`.
+
+    Returns:
+        How many runs are written; or, where `columns` and `runs` are too small, minus the room that is needed for the
+        next mask: make room and call again.
     """
-    head = np.full(width, -1, np.int32)
-    ring_head = np.full(width, -1, np.int32)
-    node_run, node_next, used = np.empty(1024, np.int64), np.empty(1024, np.int32), 0
-    for k in range(offsets[image], offsets[image + 1]):
+    used = 0
+    for k in range(first, last):
         if roles[k] != wanted:
             continue
-        before = used
         start, stop = spans[k, 0], spans[k, 1]
         if kinds[k] == MASK_TEXT:
-            room = (stop - start) // 2 + 1
-            xy, ring_stops = np.empty(room, np.float64), np.empty(room // 6 + 1, np.int64)
             rings = parse_polygons(text, start, stop, xy, ring_stops)
-            ring_start = 0
-            for ring in range(rings):
-                node_run, node_next, used = add_ring(
-                    xy, ring_start, ring_stops[ring], height, head, ring_head, node_run, node_next, used
-                )
-                ring_start = ring_stops[ring]
+            after = _add_rings(xy, 0, ring_stops, rings, 0, width, height, columns, runs, used)
         elif kinds[k] == MASK_RINGS:
-            while start < stop:
-                end = start + 1 + np.int64(numbers[start])
-                node_run, node_next, used = add_ring(
-                    numbers, start + 1, end, height, head, ring_head, node_run, node_next, used
-                )
-                start = end
+            stops = _ring_stops(numbers, start, stop)
+            after = _add_rings(numbers, start + 1, stops, len(stops), 1, width, height, columns, runs, used)
         else:
-            node_run, node_next, used = add_rle(counts, start, stop, height, head, node_run, node_next, used)
-        empty[k] = used == before
-    return merged_runs(head, node_run, node_next)
+            after = used + count_rle_runs(counts, start, stop, height)
+            after = add_rle(counts, start, stop, height, columns, runs, used) if after <= len(runs) else -after
+        if after < 0:
+            return after
+        empty[k] = used == after
+        used = after
+    return merge_runs(columns, runs, used, width)
+
+
+@kernel
+def _add_rings(
+    xy: NDArray[np.float64],
+    start: int,
+    ring_stops: NDArray[np.int64],
+    rings: int,
+    gap: int,
+    width: int,
+    height: int,
+    columns: NDArray[np.int32],
+    runs: NDArray[np.int64],
+    used: int,
+) -> int:
+    """Append the runs of several rings, `gap` numbers apart; returns minus the room that is needed if there is none."""
+    needed = used
+    ring_start = start
+    for ring in range(rings):
+        needed += count_crossings(xy, ring_start, ring_stops[ring], width) // 2
+        ring_start = int(ring_stops[ring]) + gap
+    if needed > len(runs):
+        return -needed
+    ring_start = start
+    for ring in range(rings):
+        used = add_ring(xy, ring_start, ring_stops[ring], width, height, columns, runs, used)
+        ring_start = int(ring_stops[ring]) + gap
+    return used
+
+
+@kernel
+def _ring_stops(numbers: NDArray[np.float64], start: int, stop: int) -> NDArray[np.int64]:
+    """Where each ring of a `MASK_RINGS` mask ends; each begins one after its count."""
+    stops = np.empty((stop - start) // 7 + 1, np.int64)
+    rings = 0
+    while start < stop:
+        start += 1 + int(numbers[start])
+        stops[rings] = start
+        rings += 1
+    return stops[:rings]
 
 
 @kernel
 def add_runs(
     columns: NDArray[np.int32],
-    tops: NDArray[np.int32],
-    bottoms: NDArray[np.int32],
+    runs: NDArray[np.int64],
     used: int,
+    height: int,
     x_edges: NDArray[np.float64],
     y_edges: NDArray[np.float64],
     area: NDArray[np.float64],
 ) -> None:
-    """Add the area of disjoint column runs, sorted by column, to `area` float64 (rows * cols,)."""
-    rows, cols = len(y_edges) - 1, len(x_edges) - 1
-    inverse_step = rows / (y_edges[rows] - y_edges[0])
-    height_in_row = np.zeros(rows, np.float64)
-    run = 0
-    first_col = 0
-    while run < used:
+    """Add the area of disjoint runs, sorted by column, to `area` float64 (cols, rows).
+
+    A pixel column that lies in one column of cells adds the two ends of a run to the cells they are in, and marks where
+    the cells it covers from top to bottom begin and end: these are counted, in whole numbers, and added up once. A
+    pixel column that straddles an edge is shared out cell by cell.
+    """
+    cols, rows = area.shape
+    row_of = _rows_of_pixels(y_edges, height)
+    covering = np.zeros((cols, rows + 1), np.int64)
+    col = 0
+    for run in range(used):
         column = columns[run]
-        low, high = rows, -1
-        while run < used and columns[run] == column:
-            top, bottom = np.float64(tops[run]), np.float64(bottoms[run])
-            row = min(max(int((top - y_edges[0]) * inverse_step), 0), rows - 1)
-            while row > 0 and y_edges[row] > top:
-                row -= 1
-            while row < rows - 1 and y_edges[row + 1] <= top:
-                row += 1
-            low = min(low, row)
-            while row < rows and y_edges[row] < bottom:
-                height_in_row[row] += min(bottom, y_edges[row + 1]) - max(top, y_edges[row])
-                row += 1
-            high = max(high, row - 1)
-            run += 1
-        while first_col < cols - 1 and x_edges[first_col + 1] <= column:
-            first_col += 1
-        col = first_col
-        while col < cols and x_edges[col] < column + 1:
-            share = min(column + 1.0, x_edges[col + 1]) - max(np.float64(column), x_edges[col])
-            for row in range(low, high + 1):
-                area[row * cols + col] += share * height_in_row[row]
+        while col < cols - 1 and x_edges[col + 1] <= column:
             col += 1
-        height_in_row[low : high + 1] = 0.0
+        top, bottom = runs[run] >> 32, runs[run] & 0xFFFFFFFF
+        first, last = row_of[top], row_of[bottom]
+        if x_edges[col] > column or column + 1 > x_edges[col + 1]:
+            _share_run(column, col, top, bottom, first, x_edges, y_edges, area)
+        elif first == last:
+            area[col, first] += bottom - top
+        else:
+            area[col, first] += y_edges[first + 1] - top
+            area[col, last] += bottom - y_edges[last]
+            covering[col, first + 1] += 1
+            covering[col, last] -= 1
+    for col in range(cols):
+        lines = 0
+        for row in range(rows):
+            lines += covering[col, row]
+            area[col, row] += lines * (y_edges[row + 1] - y_edges[row])
+
+
+@kernel
+def _rows_of_pixels(y_edges: NDArray[np.float64], height: int) -> NDArray[np.int32]:
+    """int32 (height + 1,): the last row of cells that begins at or above each pixel edge."""
+    row_of = np.empty(height + 1, np.int32)
+    row = 0
+    for pixel in range(height + 1):
+        while row < len(y_edges) - 2 and y_edges[row + 1] <= pixel:
+            row += 1
+        row_of[pixel] = row
+    return row_of
+
+
+@kernel
+def _share_run(
+    column: int,
+    col: int,
+    top: int,
+    bottom: int,
+    first_row: int,
+    x_edges: NDArray[np.float64],
+    y_edges: NDArray[np.float64],
+    area: NDArray[np.float64],
+) -> None:
+    """Add one run of a pixel column to every cell it touches, from cell column `col` and row `first_row` on."""
+    cols, rows = area.shape
+    while col < cols and x_edges[col] < column + 1:
+        share = min(column + 1.0, x_edges[col + 1]) - max(np.float64(column), x_edges[col])
+        row = first_row
+        while row < rows and y_edges[row] < bottom:
+            area[col, row] += share * (min(np.float64(bottom), y_edges[row + 1]) - max(np.float64(top), y_edges[row]))
+            row += 1
+        col += 1
 
 
 @kernel
@@ -162,19 +246,45 @@ def mask_cell_shares(
         ignored: bool, same order, written where an image has ignored masks: their union covers more than half.
         empty: bool (m,), written: the mask holds no pixel.
     """
+    longest = 0
+    for k in range(len(spans)):
+        if kinds[k] == MASK_TEXT:
+            longest = max(longest, spans[k, 1] - spans[k, 0])
+    xy, ring_stops = np.empty(longest // 2 + 1, np.float64), np.empty(longest // 12 + 1, np.int64)
+    columns, runs = np.empty(_FIRST_ROOM, np.int32), np.empty(_FIRST_ROOM, np.int64)
     for image in range(len(widths)):
+        first, last = offsets[image], offsets[image + 1]
         for wanted in (FOREGROUND, IGNORED):
-            if not _any_role(roles, offsets[image], offsets[image + 1], wanted):
+            if not _any_role(roles, first, last, wanted):
                 continue
-            columns, tops, bottoms, used = column_runs_of_image(
-                image, wanted, widths[image], heights[image], offsets, roles, kinds, spans, text, numbers, counts, empty
-            )
+            used = -1
+            while used < 0:
+                used = column_runs_of_image(
+                    first,
+                    last,
+                    wanted,
+                    widths[image],
+                    heights[image],
+                    roles,
+                    kinds,
+                    spans,
+                    text,
+                    numbers,
+                    counts,
+                    empty,
+                    xy,
+                    ring_stops,
+                    columns,
+                    runs,
+                )
+                if used < 0:
+                    columns, runs = grown(columns, -used), grown(runs, -used)
             for grid in range(len(rows)):
                 n_rows, n_cols, start = rows[grid, image], cols[grid, image], cells[grid, image]
                 y_edges = cell_edges(y_axes[grid, image], n_rows)
                 x_edges = cell_edges(x_axes[grid, image], n_cols)
-                area = np.zeros(n_rows * n_cols, np.float64)
-                add_runs(columns, tops, bottoms, used, x_edges, y_edges, area)
+                area = np.zeros((n_cols, n_rows), np.float64)
+                add_runs(columns, runs, used, heights[image], x_edges, y_edges, area)
                 if wanted == FOREGROUND:
                     _write_scores(area, x_edges, y_edges, scores, start)
                 else:
@@ -217,7 +327,7 @@ def box_cell_scores(
                     left, top, right, bottom = clipped_box(boxes[k], widths[image], heights[image])
                     _max_box(left, top, right, bottom, union, x_edges, y_edges, scores, start)
             if has_ignored:
-                area = np.zeros(n_rows * n_cols, np.float64)
+                area = np.zeros((n_cols, n_rows), np.float64)
                 _add_box_union(
                     boxes[start_k:stop_k], roles[start_k:stop_k], widths[image], heights[image], x_edges, y_edges, area
                 )
@@ -226,7 +336,7 @@ def box_cell_scores(
 
 @kernel
 def clipped_box(box: NDArray[np.float64], width: int, height: int) -> tuple[float, float, float, float]:
-    """left, top, right, bottom of an xywh box cut to the image; right <= left or bottom <= top where nothing is left."""
+    """left, top, right, bottom of an xywh box cut to the image; right <= left or bottom <= top: nothing is left."""
     left, top = max(box[0], 0.0), max(box[1], 0.0)
     return left, top, min(box[0] + box[2], np.float64(width)), min(box[1] + box[3], np.float64(height))
 
@@ -288,7 +398,7 @@ def _add_box_union(
     y_edges: NDArray[np.float64],
     area: NDArray[np.float64],
 ) -> None:
-    """Add the area of the union of the ignored boxes to `area` (rows * cols,): slabs between consecutive box sides."""
+    """Add the area of the union of the ignored boxes to `area` (cols, rows): slabs between consecutive box sides."""
     corners = np.empty((len(boxes), 4), np.float64)
     count = 0
     for k in range(len(boxes)):
@@ -323,17 +433,14 @@ def _add_rectangle(
         tall = min(bottom, y_edges[row + 1]) - max(top, y_edges[row])
         col = first_cell(x_edges, left)
         while col < cols and x_edges[col] < right:
-            area[row * cols + col] += tall * (min(right, x_edges[col + 1]) - max(left, x_edges[col]))
+            area[col, row] += tall * (min(right, x_edges[col + 1]) - max(left, x_edges[col]))
             col += 1
         row += 1
 
 
 @kernel
 def _any_role(roles: NDArray[np.uint8], start: int, stop: int, wanted: int) -> bool:
-    for k in range(start, stop):
-        if roles[k] == wanted:
-            return True
-    return False
+    return bool(np.any(roles[start:stop] == wanted))
 
 
 @kernel
@@ -344,12 +451,13 @@ def _write_scores(
     scores: NDArray[np.float32],
     start: int,
 ) -> None:
-    cols = len(x_edges) - 1
-    for row in range(len(y_edges) - 1):
+    """Shares of the cells, row-major from `start` on, of areas float64 (cols, rows)."""
+    cols, rows = area.shape
+    for row in range(rows):
         tall = y_edges[row + 1] - y_edges[row]
         for col in range(cols):
-            index = row * cols + col
-            scores[start + index] = np.float32(min(area[index] / (tall * (x_edges[col + 1] - x_edges[col])), 1.0))
+            share = area[col, row] / (tall * (x_edges[col + 1] - x_edges[col]))
+            scores[start + row * cols + col] = np.float32(min(share, 1.0))
 
 
 @kernel
@@ -360,9 +468,10 @@ def _write_ignored(
     ignored: NDArray[np.bool_],
     start: int,
 ) -> None:
-    cols = len(x_edges) - 1
-    for row in range(len(y_edges) - 1):
+    """Whether more than half of each cell is covered, row-major from `start` on, of areas float64 (cols, rows)."""
+    cols, rows = area.shape
+    for row in range(rows):
         tall = y_edges[row + 1] - y_edges[row]
         for col in range(cols):
-            index = row * cols + col
-            ignored[start + index] = area[index] > 0.5 * tall * (x_edges[col + 1] - x_edges[col])
+            half = 0.5 * tall * (x_edges[col + 1] - x_edges[col])
+            ignored[start + row * cols + col] = area[col, row] > half

@@ -37,7 +37,7 @@ class Executor(Protocol):
         """Begin whatever takes time, in the background, so that it is ready when `run` is called."""
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """Apply a module-level function to every task; results come in any order, tasks are drawn as they are needed."""
+        """Apply a module-level function to every task; results come in any order, tasks are drawn when needed."""
 
     def __enter__(self) -> Executor: ...
 

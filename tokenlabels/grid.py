@@ -210,7 +210,7 @@ class PatchGrid:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         assert self.image_size is not None
         input_h, input_w = self.image_size
-        # scale = min(H'/h, W'/w) = num / den. Edge: (i * p - (H' - h * num / den) / 2) * den / num, on one divisor 2 num.
+        # scale = min(H'/h, W'/w) = num / den; an edge is (i * p - (H' - h * num / den) / 2) * den / num.
         by_width = input_w * h <= input_h * w
         num = np.where(by_width, input_w, input_h)
         den = np.where(by_width, w, h)
@@ -247,7 +247,8 @@ def parse_grids(
 def edges_of(axis: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """float64 (count + 1,) edges in source pixels of one axis (`step, start, divisor`), each correctly rounded."""
     step, start, divisor = axis
-    return (step * np.arange(count + 1, dtype=np.int64) + start) / np.float64(divisor)
+    edges: NDArray[np.float64] = (step * np.arange(count + 1, dtype=np.int64) + start) / np.float64(divisor)
+    return edges
 
 
 def _scaled_axis(patch: int, source: NDArray[np.int64], target: NDArray[np.int64] | int) -> NDArray[np.int64]:

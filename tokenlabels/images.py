@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -46,6 +48,7 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
             present = {entry.name for entry in entries}
     except OSError:
         return
+    present = {os.fsencode(name).decode("utf-8", "backslashreplace") for name in present}  # JSON holds UTF-8 only
     named = set(split.records.file_names)
     for image_id, name in zip(split.records.image_ids, split.records.file_names, strict=True):
         if missing and name and "/" not in name and name not in present:
@@ -72,7 +75,8 @@ def check_files(
     """
     records = split.records
     headers: list[_Header] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
         for header in pool.map(lambda name: _read_header(split.images, name), records.file_names, chunksize=64):
             headers.append(header)
             advance(1)
@@ -106,8 +110,7 @@ def _read_header(folder: Path, name: str) -> _Header:
     try:
         size = path.stat().st_size
         with Image.open(path) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return _Header(size, image.size, turned)
+            return _Header(size, image.size, _is_turned(image.info.get("exif")))
     except FileNotFoundError:
         return _Header(fault=(check.FILE_MISSING, f"is not in {folder}"))
     except Image.DecompressionBombError:
@@ -116,3 +119,15 @@ def _read_header(folder: Path, name: str) -> _Header:
         return _Header(fault=(check.FILE_UNREADABLE, "is empty, cut short, or no image"))
     except (OSError, ValueError, SyntaxError) as fault:
         return _Header(fault=(check.FILE_UNREADABLE, f"cannot be read ({getattr(fault, 'strerror', None) or fault})"))
+
+
+def _is_turned(exif: bytes | None) -> bool:
+    """Whether EXIF data, as found in a header, says to turn the image by 90 degrees; damaged data does not."""
+    from PIL import Image
+
+    found = Image.Exif()
+    try:
+        found.load(exif or b"")
+        return found.get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+    except (OSError, ValueError, SyntaxError, KeyError, struct.error):
+        return False

@@ -21,6 +21,7 @@ from tokenlabels.check import Finding
 from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError
 from tokenlabels.shards import ShardEntry, is_temporary, sha256_of, unwritable, write_atomically
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.totals import LabelSums
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -28,11 +29,12 @@ _STATE = ".build"
 
 
 class JournalEntry(msgspec.Struct, frozen=True):
-    """A finished shard and the findings made while writing it."""
+    """A finished shard, its label counts, and the findings made while writing it."""
 
     shard: ShardEntry
-    findings: tuple[Finding, ...]
-    counts: dict[str, int]
+    sums: LabelSums
+    findings: tuple[Finding, ...] = ()
+    counts: dict[str, int] = {}
 
 
 class _Listed(msgspec.Struct):

@@ -204,8 +204,9 @@ def _decoded(source: Path | io.BytesIO, name: str, row: dict[str, Any]) -> Image
     try:
         with Image.open(source) as image:
             if image.size != annotated:
+                stored = f"{image.size[0]} x {image.size[1]}"
                 raise TokenLabelsError(
-                    f"{name}: is stored as {image.size[0]} x {image.size[1]}, annotated as {annotated[0]} x {annotated[1]}: "
+                    f"{name}: is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}: "
                     "these labels are not for this file."
                 )
             if image.size[0] * image.size[1] > _MAX_PIXELS:

@@ -16,7 +16,6 @@ from tokenlabels.annotations import MAX_COORDINATE
 from tokenlabels.kernel import kernel
 from tokenlabels.raster import LATTICE
 
-
 NOT_PLAIN = -1
 
 _EXACT_MANTISSA = 1 << 53

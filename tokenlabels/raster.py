@@ -8,23 +8,21 @@ Between the first and second crossing of a column, the third and fourth, ... the
 
 pycocotools walks all lattice points (25 per pixel of outline length), sorts, and encodes a string. Here each edge
 yields its crossings directly, one per pixel column it passes, with the same floating-point expressions, so that
-rounding agrees as well. Several rings and several masks are united by merging the runs of each column.
+rounding agrees as well. How many crossings a column gets follows from the vertices, so each is written to its place at
+once. Several rings and several masks are united by merging the runs of each column.
 
-Column runs of one image live in three arrays: `head` int32 (width,) holds the first node of each column or -1,
-`node_run` int64 (capacity,) holds `top << 32 | bottom` (rows [top, bottom)), `node_next` int32 (capacity,) the next
-node of the same column. Arrays that run full are replaced by larger ones, which is why functions return them.
+A run is a pixel column and `top << 32 | bottom`, rows [top, bottom). The callers make room for runs beforehand:
+replacing an array inside these loops would cost more than all the arithmetic.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels.kernel import kernel
-
-Nodes: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], int]
 
 LATTICE = 5
 """Lattice points per pixel in pycocotools' polygon definition."""
@@ -41,98 +39,141 @@ def grown(array: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 @kernel
-def push_run(
-    node_run: NDArray[np.int64],
-    node_next: NDArray[np.int32],
-    used: int,
-    head: NDArray[np.int32],
-    column: int,
-    top: int,
-    bottom: int,
-) -> Nodes:
-    """Add rows [top, bottom) of a column."""
-    if used == len(node_run):
-        node_run = grown(node_run, used + 1)
-        node_next = grown(node_next, used + 1)
-    node_run[used] = (np.int64(top) << 32) | np.int64(bottom)
-    node_next[used] = head[column]
-    head[column] = used
-    return node_run, node_next, used + 1
-
-
-@kernel
-def ring_crossings(
-    xy: NDArray[np.float64], start: int, stop: int, width: int, height: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
-    """Where the outline of one ring crosses the centre lattice of each pixel column.
+def count_crossings(xy: NDArray[np.float64], start: int, stop: int, width: int) -> int:
+    """How many times the outline of one ring crosses the centres of pixel columns; it has half as many runs at most.
 
     Args:
         xy: float64, x and y in turn, source pixels; the ring is `xy[start:stop]`, closed implicitly.
         start: first index.
         stop: one past the last index.
         width: pixel columns of the image.
-        height: pixel rows of the image.
-
-    Returns:
-        int32 columns in [0, width), int32 rows in [0, height], and how many entries of the two are used. Every column
-        occurs an even number of times.
     """
-    points = (stop - start) // 2
-    total = count_crossings(xy, start, stop, width)
-    columns = np.empty(total, np.int32)
-    rows = np.empty(total, np.int32)
-    used = 0
-    for point in range(points):
-        following = point + 1 if point + 1 < points else 0
-        x_from, y_from, x_to, y_to = _lattice_edge(xy, start, point, following)
-        dx, dy = abs(x_to - x_from), abs(y_to - y_from)
-        first = max((min(x_from, x_to) + 2) // LATTICE, 0)
-        last = min((max(x_from, x_to) - 3) // LATTICE, width - 1)
-        if first > last:
-            continue
-        if (dx >= dy and x_from > x_to) or (dx < dy and y_from > y_to):
-            x_from, y_from, x_to, y_to = x_to, y_to, x_from, y_from
-        if dx >= dy:
-            slope = (y_to - y_from) / dx
-            for column in range(first, last + 1):
-                step = LATTICE * column + 2 - x_from
-                before = int(y_from + slope * step + 0.5)
-                after = int(y_from + slope * (step + 1) + 0.5)
-                columns[used] = column
-                rows[used] = _pixel_row(min(before, after), height)
-                used += 1
-        else:
-            slope = (x_to - x_from) / dy
-            for column in range(first, last + 1):
-                columns[used] = column
-                rows[used] = _pixel_row(y_from + _step_before(x_from, slope, dy, column), height)
-                used += 1
-    return columns, rows, used
-
-
-@kernel
-def count_crossings(xy: NDArray[np.float64], start: int, stop: int, width: int) -> int:
-    """How many crossings `ring_crossings` will return, from the vertices alone."""
-    points = (stop - start) // 2
     total = 0
-    for point in range(points):
-        following = point + 1 if point + 1 < points else 0
-        x_from, _, x_to, _ = _lattice_edge(xy, start, point, following)
-        first = max((min(x_from, x_to) + 2) // LATTICE, 0)
-        last = min((max(x_from, x_to) - 3) // LATTICE, width - 1)
+    x_from = _lattice(xy[stop - 2])
+    for index in range(start, stop, 2):
+        x_to = _lattice(xy[index])
+        first, last = _columns_between(x_from, x_to, width)
         total += max(last - first + 1, 0)
+        x_from = x_to
     return total
 
 
 @kernel
-def _lattice_edge(xy: NDArray[np.float64], start: int, point: int, following: int) -> tuple[int, int, int, int]:
-    """x and y of two vertices on the lattice; the conversion truncates towards zero, as C does."""
+def add_ring(
+    xy: NDArray[np.float64],
+    start: int,
+    stop: int,
+    width: int,
+    height: int,
+    columns: NDArray[np.int32],
+    runs: NDArray[np.int64],
+    used: int,
+) -> int:
+    """Append the runs of one polygon ring.
+
+    Args:
+        xy: as in `count_crossings`.
+        start: first index.
+        stop: one past the last index.
+        width: pixel columns of the image.
+        height: pixel rows of the image.
+        columns: int32, room for half of `count_crossings` more entries.
+        runs: int64, likewise.
+        used: entries in use.
+
+    Returns:
+        Entries in use afterwards.
+    """
+    points = (stop - start) // 2
+    lattice = np.empty((points + 1, 2), np.int64)
+    low, high = width, -1
+    for point in range(points):
+        lattice[point, 0] = _lattice(xy[start + 2 * point])
+        lattice[point, 1] = _lattice(xy[start + 2 * point + 1])
+    lattice[points] = lattice[0]
+    for point in range(points):
+        first, last = _columns_between(lattice[point, 0], lattice[point + 1, 0], width)
+        if first <= last:
+            low, high = min(low, first), max(high, last)
+    if high < low:
+        return used
+
+    # Crossings per column by differences, then where each column's crossings begin and, while filling, end.
+    begins = np.zeros(high - low + 2, np.int64)
+    for point in range(points):
+        first, last = _columns_between(lattice[point, 0], lattice[point + 1, 0], width)
+        if first <= last:
+            begins[first - low] += 1
+            begins[last + 1 - low] -= 1
+    in_column, total = np.int64(0), np.int64(0)
+    for offset in range(len(begins)):
+        in_column += begins[offset]
+        begins[offset] = total
+        total += in_column
+    ends = begins.copy()
+    rows = np.empty(total, np.int32)
+    for point in range(points):
+        _edge_crossings(lattice, point, width, height, low, ends, rows)
+
+    for offset in range(high - low + 1):
+        begin, end = begins[offset], ends[offset]
+        if end - begin > 2:
+            _sort(rows, begin, end)
+        for pair in range(begin, end - 1, 2):
+            top, bottom = np.int64(min(rows[pair], rows[pair + 1])), np.int64(max(rows[pair], rows[pair + 1]))
+            columns[used] = low + offset
+            runs[used] = (top << 32) | bottom
+            used += 1 if top < bottom else 0  # an empty one is overwritten by the next
+    return used
+
+
+@kernel
+def _lattice(coordinate: float) -> int:
+    """A coordinate on the lattice; the conversion truncates towards zero, as C does."""
+    return int(LATTICE * coordinate + 0.5)
+
+
+@kernel
+def _columns_between(x_from: int, x_to: int, width: int) -> tuple[int, int]:
+    """First and last pixel column whose centre an edge between two lattice columns crosses; first > last for none."""
     return (
-        int(LATTICE * xy[start + 2 * point] + 0.5),
-        int(LATTICE * xy[start + 2 * point + 1] + 0.5),
-        int(LATTICE * xy[start + 2 * following] + 0.5),
-        int(LATTICE * xy[start + 2 * following + 1] + 0.5),
+        max((min(x_from, x_to) + 2) // LATTICE, 0),
+        min((max(x_from, x_to) - 3) // LATTICE, width - 1),
     )
+
+
+@kernel
+def _edge_crossings(
+    lattice: NDArray[np.int64],
+    point: int,
+    width: int,
+    height: int,
+    low: int,
+    ends: NDArray[np.int64],
+    rows: NDArray[np.int32],
+) -> None:
+    """Write the pixel row of every crossing of one edge behind those its column has already."""
+    x_from, y_from = lattice[point, 0], lattice[point, 1]
+    x_to, y_to = lattice[point + 1, 0], lattice[point + 1, 1]
+    first, last = _columns_between(x_from, x_to, width)
+    if first > last:
+        return
+    dx, dy = abs(x_to - x_from), abs(y_to - y_from)
+    if (dx >= dy and x_from > x_to) or (dx < dy and y_from > y_to):
+        x_from, y_from, x_to, y_to = x_to, y_to, x_from, y_from
+    if dx >= dy:
+        slope = (y_to - y_from) / dx
+        for column in range(first, last + 1):
+            step = LATTICE * column + 2 - x_from
+            before = int(y_from + slope * step + 0.5)
+            after = int(y_from + slope * (step + 1) + 0.5)
+            rows[ends[column - low]] = _pixel_row(min(before, after), height)
+            ends[column - low] += 1
+    else:
+        slope = (x_to - x_from) / dy
+        for column in range(first, last + 1):
+            rows[ends[column - low]] = _pixel_row(y_from + _step_before(x_from, slope, dy, column), height)
+            ends[column - low] += 1
 
 
 @kernel
@@ -156,66 +197,18 @@ def _step_before(x_from: int, slope: float, steps: int, column: int) -> int:
 
 @kernel
 def _pixel_row(lattice_row: int, height: int) -> int:
-    """ceil((v - 2) / 5), clamped to [0, height]."""
-    return min(max((lattice_row + 2) // LATTICE, 0), height)
+    """ceil((v - 2) / 5), clamped to [0, height]; the division is one of unsigned numbers, which is cheaper."""
+    row = np.int64(np.uint64(max(lattice_row + 2, 0)) // np.uint64(LATTICE))
+    return int(min(row, np.int64(height)))
 
 
 @kernel
-def add_ring(
-    xy: NDArray[np.float64],
-    start: int,
-    stop: int,
-    height: int,
-    head: NDArray[np.int32],
-    ring_head: NDArray[np.int32],
-    node_run: NDArray[np.int64],
-    node_next: NDArray[np.int32],
-    used: int,
-) -> Nodes:
-    """Add the pixels of one polygon ring to the runs of an image.
-
-    Args:
-        xy: float64, x and y in turn, source pixels; the ring is `xy[start:stop]`.
-        start: first index.
-        stop: one past the last index.
-        height: pixel rows of the image.
-        head: int32 (width,), see the module docstring.
-        ring_head: int32 (width,), scratch, all -1 on entry and on return.
-        node_run: see the module docstring.
-        node_next: see the module docstring.
-        used: nodes in use.
-
-    Returns:
-        node_run, node_next, used.
-    """
-    columns, rows, total = ring_crossings(xy, start, stop, len(head), height)
-    if total == 0:
-        return node_run, node_next, used
-    following = np.empty(total, np.int32)
-    first, last = columns[0], columns[0]
-    for index in range(total):
-        column = columns[index]
-        following[index] = ring_head[column]
-        ring_head[column] = index
-        first, last = min(first, column), max(last, column)
-    stack = np.empty(8, np.int32)
-    for column in range(first, last + 1):
-        count = 0
-        index = ring_head[column]
-        ring_head[column] = -1
-        while index >= 0:
-            if count == len(stack):
-                stack = grown(stack, count + 1)
-            stack[count] = rows[index]
-            count += 1
-            index = following[index]
-        _sort(stack, count)
-        for pair in range(0, count - 1, 2):
-            if stack[pair] < stack[pair + 1]:
-                node_run, node_next, used = push_run(
-                    node_run, node_next, used, head, column, stack[pair], stack[pair + 1]
-                )
-    return node_run, node_next, used
+def count_rle_runs(counts: NDArray[np.int64], start: int, stop: int, height: int) -> int:
+    """How many runs `add_rle` appends at most: a stretch of the mask is cut at the end of every column."""
+    total = 0
+    for index in range(start + 1, stop, 2):
+        total += counts[index] // height + 2
+    return total
 
 
 @kernel
@@ -224,12 +217,15 @@ def add_rle(
     start: int,
     stop: int,
     height: int,
-    head: NDArray[np.int32],
-    node_run: NDArray[np.int64],
-    node_next: NDArray[np.int32],
+    columns: NDArray[np.int32],
+    runs: NDArray[np.int64],
     used: int,
-) -> Nodes:
-    """Add the pixels of a run-length mask `counts[start:stop]` (column-major, background run first) to an image."""
+) -> int:
+    """Append the runs of a run-length mask `counts[start:stop]` (column-major, background first).
+
+    `columns` and `runs` need room for `count_rle_runs` more entries than the `used` ones; returns how many are in use
+    afterwards.
+    """
     position = 0
     for index in range(start, stop):
         end = position + counts[index]
@@ -237,68 +233,71 @@ def add_rle(
             while position < end:
                 column, top = position // height, position % height
                 bottom = min(height, top + end - position)
-                node_run, node_next, used = push_run(node_run, node_next, used, head, column, top, bottom)
+                columns[used] = column
+                runs[used] = (np.int64(top) << 32) | np.int64(bottom)
+                used += 1
                 position += bottom - top
         position = end
-    return node_run, node_next, used
+    return used
 
 
 @kernel
-def merged_runs(
-    head: NDArray[np.int32], node_run: NDArray[np.int64], node_next: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], int]:
-    """Unite the runs of every column; empties `head`.
+def merge_runs(columns: NDArray[np.int32], runs: NDArray[np.int64], used: int, width: int) -> int:
+    """Unite runs in place: afterwards they are disjoint and sorted by column, then by row.
+
+    Args:
+        columns: int32, pixel column of each run.
+        runs: int64, `top << 32 | bottom`.
+        used: entries in use.
+        width: pixel columns of the image.
 
     Returns:
-        int32 column, top and bottom of disjoint runs, sorted by column and then by row, and how many are used.
+        Entries in use afterwards.
     """
-    capacity = 256
-    columns, tops, bottoms = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
-    used = 0
-    stack = np.empty(8, np.int64)
-    for column in range(len(head)):
-        count = 0
-        node = head[column]
-        if node < 0:
+    begins = np.zeros(width + 1, np.int64)
+    for index in range(used):
+        begins[columns[index] + 1] += 1
+    for column in range(width):
+        begins[column + 1] += begins[column]
+    ends = begins[:width].copy()
+    ordered = np.empty(used, np.int64)
+    for index in range(used):
+        column = columns[index]
+        ordered[ends[column]] = runs[index]
+        ends[column] += 1
+    merged = 0
+    for column in range(width):
+        begin, end = begins[column], ends[column]
+        if begin == end:
             continue
-        head[column] = -1
-        while node >= 0:
-            if count == len(stack):
-                stack = grown(stack, count + 1)
-            stack[count] = node_run[node]
-            count += 1
-            node = node_next[node]
-        _sort(stack, count)
-        if used + count > len(columns):
-            columns, tops, bottoms = (
-                grown(columns, used + count),
-                grown(tops, used + count),
-                grown(bottoms, used + count),
-            )
-        top, bottom = stack[0] >> 32, stack[0] & _LOW_32_BITS
-        for index in range(1, count):
-            next_top, next_bottom = stack[index] >> 32, stack[index] & _LOW_32_BITS
+        if end - begin > 1:
+            _sort(ordered, begin, end)
+        top, bottom = ordered[begin] >> 32, ordered[begin] & _LOW_32_BITS
+        for index in range(begin + 1, end):
+            next_top, next_bottom = ordered[index] >> 32, ordered[index] & _LOW_32_BITS
             if next_top <= bottom:
                 bottom = max(bottom, next_bottom)
             else:
-                columns[used], tops[used], bottoms[used] = column, top, bottom
-                used += 1
+                columns[merged] = column
+                runs[merged] = (top << 32) | bottom
+                merged += 1
                 top, bottom = next_top, next_bottom
-        columns[used], tops[used], bottoms[used] = column, top, bottom
-        used += 1
-    return columns, tops, bottoms, used
+        columns[merged] = column
+        runs[merged] = (top << 32) | bottom
+        merged += 1
+    return merged
 
 
 @kernel
-def _sort(values: NDArray[Any], count: int) -> None:
-    """Sort values[:count] in place: insertion for the usual handful, numpy's sort beyond."""
-    if count > 32:
-        values[:count] = np.sort(values[:count])
+def _sort(values: NDArray[Any], begin: int, end: int) -> None:
+    """Sort values[begin:end] in place: insertion for the usual handful, numpy's sort beyond."""
+    if end - begin > 32:
+        values[begin:end] = np.sort(values[begin:end])
         return
-    for index in range(1, count):
+    for index in range(begin + 1, end):
         value = values[index]
         slot = index - 1
-        while slot >= 0 and values[slot] > value:
+        while slot >= begin and values[slot] > value:
             values[slot + 1] = values[slot]
             slot -= 1
         values[slot + 1] = value

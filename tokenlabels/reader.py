@@ -50,10 +50,10 @@ class Build:
         self.manifest = load_manifest(path)
         try:
             known = msgspec.convert(self.manifest, _Manifest)
-            self.grids = {name: grid for name, grid in map(_grid, known.parameters["grids"])}
+            self.grids = dict(map(_grid, known.parameters["grids"]))
         except (msgspec.ValidationError, ParameterError, KeyError, TypeError) as fault:
             raise NotABuildError(
-                f"{path / MANIFEST}: is not a manifest as this version writes it ({fault}): build again with --overwrite."
+                f"{path / MANIFEST}: is no manifest that this version reads ({fault}): build again in another folder."
             ) from None
         if known.schema_version != SCHEMA_VERSION:
             raise NotABuildError(
@@ -109,6 +109,13 @@ class Build:
             NotABuildError: a shard is missing or damaged.
         """
         return pa.concat_tables([_read(path, columns).replace_schema_metadata() for path in self.files(grid, split)])
+
+    def first_foreground(self, split: str) -> str | None:
+        """Id of the first image of a split that has any foreground, looking at its first shard only."""
+        with pq.ParquetFile(self.files(split=split)[0]) as file:
+            table = file.read_row_group(0, columns=["image_id", "fg_count"])
+        rows = zip(table.column("image_id").to_pylist(), table.column("fg_count").to_pylist(), strict=True)
+        return next((image_id for image_id, count in rows if count), None)
 
     def frame(self, grid: str | None = None, split: str | None = None) -> pl.LazyFrame:
         """The rows as a lazy polars frame, in order."""

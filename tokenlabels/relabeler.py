@@ -29,8 +29,8 @@ from tokenlabels.output import (
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build, read_header
 from tokenlabels.rules import CellLabels, check_tau, label_scores
-from tokenlabels.shards import OBJECT_FIELDS, ShardEntry, ShardHeader, ShardWriter, schema_of
-from tokenlabels.totals import totals
+from tokenlabels.shards import OBJECT_FIELDS, ShardHeader, ShardWriter, lists, numbers, schema_of
+from tokenlabels.totals import LabelSums, totals
 
 
 def relabel(
@@ -66,37 +66,40 @@ def relabel(
     with build_lock(folder):
         finished = resume(folder, wanted, overwrite=overwrite)
         progress.stage("relabelling", sum(shard.rows for shard in build.shards))
-        entries: list[ShardEntry] = []
+        entries: list[JournalEntry] = []
         for shard in build.shards:
             if shard.file in finished:
-                entries.append(finished[shard.file].shard)
+                entries.append(finished[shard.file])
             else:
                 fault = shard_fault(build.path, shard)
                 if fault:
                     raise NotABuildError(f"{build.path / shard.file}: {fault}: run its build command again to mend it.")
                 entries.append(_relabel_shard(build.path / shard.file, folder / shard.file, changed["tau"]))
-                write_journal(folder, JournalEntry(entries[-1], (), {}))
+                write_journal(folder, entries[-1])
             progress.advance(shard.rows)
         manifest: dict[str, Any] = build.manifest | {
             "parameters": changed,
-            "shards": [msgspec.to_builtins(entry) for entry in entries],
+            "shards": [msgspec.to_builtins(entry.shard) for entry in entries],
         }
-        manifest["totals"] = totals(folder, manifest)
+        manifest["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, manifest)
         finish(folder, manifest, card_text(manifest, folder))
     return open_build(folder)
 
 
-def _relabel_shard(source: Path, target: Path, tau: float) -> ShardEntry:
+def _relabel_shard(source: Path, target: Path, tau: float) -> JournalEntry:
     header = read_header(source)
     header = msgspec.structs.replace(header, tau=tau)
     with pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
         schema = schema_of(header, scores=True, images="image" in names)
+        sums = LabelSums()
         with ShardWriter(target, schema) as writer:
             for table in _row_groups(file):
-                writer.write(_relabelled(table, header, schema))
+                labelled = _labelled(table, header)
+                sums += LabelSums.of(labelled)
+                writer.write(_replaced(table, labelled, schema))
     assert writer.entry is not None
-    return writer.entry
+    return JournalEntry(writer.entry, sums)
 
 
 def _row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
@@ -104,15 +107,14 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
         yield file.read_row_group(index).combine_chunks()
 
 
-def _relabelled(table: pa.Table, header: ShardHeader, schema: pa.Schema) -> pa.Table:
-    """One row group with new labels and counts; every other column as it was."""
+def _labelled(table: pa.Table, header: ShardHeader) -> CellLabels:
+    """New labels of one row group, from its scores."""
     widths, heights = (table.column(name).to_numpy() for name in ("width", "height"))
     axes = header.patch_grid().axes(widths, heights)
     scores = _values(table, "scores").astype(np.float32, copy=False)
     ignored = _values(table, "ignored").copy() if "ignored" in table.column_names else np.zeros(len(scores), np.bool_)
-    objects = table.column("objects").chunk(0)
-    boxes = objects.field("bbox")
-    labelled = label_scores(
+    boxes = table.column("objects").chunk(0).field("bbox")
+    return label_scores(
         widths,
         heights,
         axes,
@@ -123,21 +125,22 @@ def _relabelled(table: pa.Table, header: ShardHeader, schema: pa.Schema) -> pa.T
         boxes.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4),
         header.spec,
     )
-    return _replaced(table, labelled, objects, schema)
 
 
 def _cells(axes: GridAxes) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(axes.cells)])
 
 
-def _replaced(table: pa.Table, labelled: CellLabels, objects: pa.StructArray, schema: pa.Schema) -> pa.Table:
-    cells = pa.array(labelled.cells.astype(np.int32))
+def _replaced(table: pa.Table, labelled: CellLabels, schema: pa.Schema) -> pa.Table:
+    """One row group with new labels and counts; every other column as it was."""
+    objects = table.column("objects").chunk(0)
+    boxes = objects.field("patches").offsets.to_numpy().astype(np.int64)
     members = [objects.field(name) for name, _ in OBJECT_FIELDS]
-    members[-1] = pa.ListArray.from_arrays(objects.field("patches").offsets, pa.array(labelled.patches))
+    members[-1] = lists(boxes, numbers(labelled.patches))
     new = {
-        "labels": pa.ListArray.from_arrays(cells, pa.array(labelled.labels)),
-        "fg_count": pa.array(labelled.fg_count),
-        "ignore_count": pa.array(labelled.ignore_count),
+        "labels": lists(labelled.cells, numbers(labelled.labels)),
+        "fg_count": numbers(labelled.fg_count),
+        "ignore_count": numbers(labelled.ignore_count),
         "objects": pa.StructArray.from_arrays(members, fields=list(schema.field("objects").type)),
     }
     return pa.table([new.get(name, table.column(name)) for name in schema.names], schema=schema)

@@ -169,8 +169,8 @@ def label_records(
     if spec.kind.reads_masks:
         masks = records.masks
         assert masks is not None, "the source was not asked for masks"
-        pools = (masks.kinds, masks.spans, masks.text, masks.numbers, masks.counts)
-        coverage.mask_cell_shares(*sizes, *pools, *geometry, scores, ignored, empty)
+        pools = (masks.text, masks.numbers, masks.counts)
+        coverage.mask_cell_shares(*sizes, masks.kinds, masks.spans, *pools, *geometry, scores, ignored, empty)
     else:
         coverage.box_cell_scores(*sizes, records.boxes, spec.rule == "jaccard", *geometry, scores, ignored)
     labelled = []

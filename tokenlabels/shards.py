@@ -30,6 +30,7 @@ ROW_GROUP_CELLS = 1 << 24
 ROW_GROUP_IMAGE_BYTES = 100 << 20
 """Embedded image bytes of a row group."""
 
+_MAX_BINARY = 2**31 - 1
 _DICTIONARY_COLUMNS = ["labels.list.element", "objects.category.list.element"]
 _STATISTICS_COLUMNS = ["image_id", "file_name", "width", "height", "grid_rows", "grid_cols", "fg_count", "ignore_count"]
 _PARQUET: dict[str, Any] = {
@@ -192,45 +193,64 @@ def build_table(
         schema: see `schema_of`; it says which columns are wanted.
         images: n encoded images, where the schema has the column.
     """
-    cells = labelled.cells.astype(np.int32)
-    offsets = records.offsets.astype(np.int32)
-    boxes = pa.FixedSizeListArray.from_arrays(pa.array(records.boxes.astype(np.float32).ravel()), 4)
+    cells, offsets = labelled.cells, records.offsets
     objects = {
-        "id": pa.array(records.ids),
-        "bbox": boxes,
-        "category": pa.array(records.categories),
-        "area": pa.array(records.areas.astype(np.float32)),
-        "iscrowd": pa.array(records.crowd),
-        "difficult": pa.array(records.difficult),
-        "patches": pa.array(labelled.patches),
+        "id": numbers(records.ids),
+        "bbox": pa.FixedSizeListArray.from_arrays(numbers(records.boxes.astype(np.float32).ravel()), 4),
+        "category": numbers(records.categories),
+        "area": numbers(records.areas.astype(np.float32)),
+        "iscrowd": numbers(records.crowd),
+        "difficult": numbers(records.difficult),
+        "patches": numbers(labelled.patches),
     }
     columns: dict[str, pa.Array] = {
-        "image_id": pa.array(records.image_ids, pa.string()),
-        "file_name": pa.array(records.file_names, pa.string()),
-        "width": pa.array(records.widths),
-        "height": pa.array(records.heights),
-        "grid_rows": pa.array(labelled.axes.rows.astype(np.int16)),
-        "grid_cols": pa.array(labelled.axes.cols.astype(np.int16)),
-        "labels": _lists(cells, labelled.labels),
-        "scores": _lists(cells, labelled.scores),
-        "ignored": _lists(cells, labelled.ignored),
-        "fg_count": pa.array(labelled.fg_count),
-        "ignore_count": pa.array(labelled.ignore_count),
+        "image_id": _texts([image_id.encode() for image_id in records.image_ids], pa.string()),
+        "file_name": _texts([name.encode() for name in records.file_names], pa.string()),
+        "width": numbers(records.widths),
+        "height": numbers(records.heights),
+        "grid_rows": numbers(labelled.axes.rows.astype(np.int16)),
+        "grid_cols": numbers(labelled.axes.cols.astype(np.int16)),
+        "labels": lists(cells, numbers(labelled.labels)),
+        "scores": lists(cells, numbers(labelled.scores)),
+        "ignored": lists(cells, numbers(labelled.ignored)),
+        "fg_count": numbers(labelled.fg_count),
+        "ignore_count": numbers(labelled.ignore_count),
         "objects": pa.StructArray.from_arrays(
-            [_lists(offsets, objects[name]) for name, _ in OBJECT_FIELDS],
+            [lists(offsets, objects[name]) for name, _ in OBJECT_FIELDS],
             fields=list(schema.field("objects").type),
         ),
     }
     if images is not None:
         columns["image"] = pa.StructArray.from_arrays(
-            [pa.array(images, pa.binary()), pa.array(records.file_names, pa.string())],
-            fields=list(schema.field("image").type),
+            [_texts(images, pa.binary()), columns["file_name"]], fields=list(schema.field("image").type)
         )
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _lists(offsets: NDArray[np.int32], values: NDArray[Any] | pa.Array) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets), values if isinstance(values, pa.Array) else pa.array(values))
+def lists(offsets: NDArray[np.int64], values: pa.Array) -> pa.ListArray:
+    """n lists end to end: list i is `values[offsets[i]:offsets[i + 1]]`."""
+    return pa.ListArray.from_arrays(numbers(offsets.astype(np.int32)), values)
+
+
+def numbers(values: NDArray[Any]) -> pa.Array:
+    """An Arrow array of numpy numbers, not copied (bool is packed).
+
+    Not `pa.array`, which imports pandas where it is installed, half a second in every process.
+    """
+    if values.dtype == np.bool_:
+        packed = np.packbits(values, bitorder="little")
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(packed)])
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _texts(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:
+    """An Arrow array of strings or binaries, see `numbers`."""
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    if ends[-1] > _MAX_BINARY:
+        raise OutputError(f"{len(values)} texts or images of {ends[-1]} bytes do not fit a row group.")
+    offsets = pa.py_buffer(ends.astype(np.int32))
+    return pa.Array.from_buffers(kind, len(values), [None, offsets, pa.py_buffer(b"".join(values))])
 
 
 def row_group_spans(cells: NDArray[np.int64], image_bytes: NDArray[np.int64] | None) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from tokenlabels.errors import TokenLabelsError
 from tokenlabels.output import JournalEntry, write_journal
 from tokenlabels.rules import label_records
 from tokenlabels.shards import ShardHeader, ShardWriter, build_table, row_group_spans, schema_of, shard_name
+from tokenlabels.totals import LabelSums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +62,7 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
     spans = row_group_spans(np.sum([axes.cells for axes in grids], axis=0), task.image_bytes)
     empty_masks: list[int] = []
     name = shard_name(task.headers[0].split, task.index, task.total)
+    sums = [LabelSums() for _ in task.headers]
     with ExitStack() as stack:
         writers: list[ShardWriter | None] = []
         for header, wanted in zip(task.headers, task.wanted, strict=True):
@@ -72,6 +74,7 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
             labelled, empty = label_records(block, [axes[start:stop] for axes in grids], spec)
             empty_masks += (np.flatnonzero(empty) + records.offsets[start]).tolist()
             images = None if task.images is None else _read_images(task.images, block.file_names)
+            sums = [before + LabelSums.of(labels) for before, labels in zip(sums, labelled, strict=True)]
             for writer, labels in zip(writers, labelled, strict=True):
                 if writer:
                     writer.write(build_table(block, labels, writer.schema, images))
@@ -80,7 +83,11 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
         for index in empty_masks[:EXAMPLES_PER_CODE]
     )
     counts = {check.MASK_EMPTY.code: len(empty_masks)} if empty_masks else {}
-    entries = [JournalEntry(writer.entry, findings, counts) for writer in writers if writer and writer.entry]
+    entries = [
+        JournalEntry(writer.entry, grid_sums, findings, counts)
+        for writer, grid_sums in zip(writers, sums, strict=True)
+        if writer and writer.entry
+    ]
     for entry in entries:
         write_journal(task.out, entry)
     return entries

@@ -35,7 +35,9 @@ class Reading:
 class Source(Protocol):
     """A reader of one annotation format."""
 
-    format: str
+    @property
+    def format(self) -> str:
+        """Name of the format, such as `coco`."""
 
     def input_bytes(self) -> int:
         """Size of the annotation files, from which the caller judges whether worker processes pay."""

@@ -10,6 +10,7 @@ import hashlib
 import mmap
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -86,12 +87,16 @@ class CocoSource:
                 )
         if images is not None and len(splits or available) > 1:
             raise ParameterError("--images is the folder of one split: name that --split, or leave --images out.")
-        return cls(
-            tuple(
-                (_split_name(name), available[name], images or root / name)
-                for name in dict.fromkeys(splits or available)
-            )
-        )
+        chosen: dict[str, tuple[str, Path, Path]] = {}
+        for text in dict.fromkeys(splits or available):
+            name = _split_name(text)
+            if name in chosen:
+                raise TokenLabelsError(
+                    f"{available[text]}: its split would be called {name}, as that of {chosen[name][1].name}: "
+                    "choose one with --split, or rename a file."
+                )
+            chosen[name] = name, available[text], images or root / text
+        return cls(tuple(chosen.values()))
 
     def input_bytes(self) -> int:
         """See `Source`."""
@@ -147,12 +152,17 @@ def _on_common_table(split: Split, categories: tuple[Category, ...], table: dict
 def _mapped(path: Path) -> Iterator[memoryview]:
     """The bytes of a file, not copied."""
     try:
+        path.name.encode()
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise AnnotationFileError(path, "is no regular file: write it to disk first.")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise AnnotationFileError(path, "no such file: name a COCO instances file, or try --sample.") from None
+    except UnicodeEncodeError:
+        raise AnnotationFileError(path, "has a name that is no UTF-8 text: rename it.") from None
     except (OSError, ValueError) as fault:
         raise AnnotationFileError(path, f"cannot be read ({getattr(fault, 'strerror', None) or fault}).") from None
     yield memoryview(mapped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,8 @@ _BOX_SLACK = 0.0101
 """Pixels by which a box may pass the border unreported: x and width are commonly rounded to two decimals each."""
 
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
+_MAX_TABLE = 1 << 24
+"""Range of ids up to which a table beats a search."""
 
 
 def to_records(document: Document, path: Path, reading: Reading, log: FindingLog) -> Records:
@@ -37,8 +40,10 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
     kept_images, left_out = _check_images(document, path, log)
     entries = document.annotations
     notes = _Annotations(entries, path, log)
-    rows = _positions([entry.id for entry in kept_images], [entry.image_id for entry in entries])
-    categories = _positions([category.id for category in document.categories], [entry.category_id for entry in entries])
+    rows = _positions([entry.id for entry in kept_images], list(map(attrgetter("image_id"), entries)))
+    categories = _positions(
+        [category.id for category in document.categories], list(map(attrgetter("category_id"), entries))
+    )
     _check_references(notes, rows, categories, left_out)
     widths = np.array([entry.width for entry in kept_images], np.int32)
     heights = np.array([entry.height for entry in kept_images], np.int32)
@@ -61,7 +66,7 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
         boxes=boxes[order],
         categories=categories[order].astype(np.int32),
         areas=areas[order],
-        crowd=np.fromiter((entry.iscrowd != 0 for entry in entries), np.bool_, len(entries))[order],
+        crowd=np.array(list(map(attrgetter("iscrowd"), entries)), np.int64)[order] != 0,
         difficult=np.zeros(len(order), np.bool_),
     )
     return _with_masks(records, notes, order, rows, reading) if reading.masks else records
@@ -145,9 +150,15 @@ def _positions(keys: Sequence[EntryId], wanted: Sequence[EntryId]) -> NDArray[np
     if known.dtype != np.int64 or queries.dtype != np.int64:
         table = {str(key): index for index, key in enumerate(keys)}
         return np.array([table.get(str(key), -1) for key in wanted], np.int64)
-    order = np.argsort(known, kind="stable")
-    found = order[np.minimum(np.searchsorted(known, queries, sorter=order), len(known) - 1)]
-    return np.where(known[found] == queries, found, -1)
+    low, high = int(known.min()), int(known.max())
+    if high - low > _MAX_TABLE:
+        order = np.argsort(known, kind="stable")
+        found = order[np.minimum(np.searchsorted(known, queries, sorter=order), len(known) - 1)]
+        return np.where(known[found] == queries, found, -1)
+    rows = np.full(high - low + 1, -1, np.int64)
+    rows[known - low] = np.arange(len(known))
+    inside = (queries >= low) & (queries <= high)
+    return np.where(inside, rows[np.where(inside, queries - low, 0)], -1)
 
 
 def _check_references(
@@ -168,9 +179,13 @@ def _check_references(
 
 def _ids(notes: _Annotations) -> NDArray[np.int64]:
     """int64 (m,), -1 where there is none."""
-    missing = np.fromiter((entry.id is None for entry in notes.entries), np.bool_, len(notes.entries))
-    notes.flag(check.ANNOTATION_NO_ID, missing, lambda _i: "has no usable id")
-    ids = np.fromiter((-1 if entry.id is None else entry.id for entry in notes.entries), np.int64, len(notes.entries))
+    given = list(map(attrgetter("id"), notes.entries))
+    missing = np.zeros(len(given), np.bool_)
+    if None in given:
+        missing = np.array([value is None for value in given], np.bool_)
+        notes.flag(check.ANNOTATION_NO_ID, missing, lambda _i: "has no usable id")
+        given = [-1 if value is None else value for value in given]
+    ids = np.array(given, np.int64)
     order = np.argsort(ids, kind="stable")
     again = np.zeros(len(ids), np.bool_)
     again[order[1:]] = ids[order[1:]] == ids[order[:-1]]
@@ -182,30 +197,34 @@ def _boxes(
     notes: _Annotations, widths: NDArray[np.int32], heights: NDArray[np.int32], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """float64 (m, 4) xywh; zeros where there is none that can be stored."""
-    entries = notes.entries
-    missing = np.fromiter((entry.bbox is None for entry in entries), np.bool_, len(entries))
-    flat = chain.from_iterable(entry.bbox or _NO_BOX for entry in entries)
-    boxes = np.fromiter(flat, np.float64, 4 * len(entries)).reshape(-1, 4)
-    notes.flag(check.BOX_MALFORMED, missing, lambda _i: "has no bbox of four numbers")
-    wild = ~(np.abs(boxes) <= MAX_COORDINATE).all(axis=1)
+    given = list(map(attrgetter("bbox"), notes.entries))
+    missing = np.zeros(len(given), np.bool_)
+    if None in given:
+        missing = np.array([box is None for box in given], np.bool_)
+        notes.flag(check.BOX_MALFORMED, missing, lambda _i: "has no bbox of four numbers")
+        given = [_NO_BOX if box is None else box for box in given]
+    boxes = np.fromiter(chain.from_iterable(given), np.float64, 4 * len(given)).reshape(-1, 4)
+    wild = np.invert((np.abs(boxes) <= MAX_COORDINATE).all(axis=1))
     notes.flag(check.BOX_WILD, wild, lambda i: f"has bbox {_shown(boxes[i])}")
     boxes = np.where(wild[:, None], 0.0, boxes)
-    left, top, width, height = boxes.T
+    left, top, width, height = boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3]
     measured = ~missing & ~wild
     negative = (width < 0) | (height < 0)
     notes.flag(check.BOX_NEGATIVE, negative, lambda i: f"has bbox {_shown(boxes[i])} of negative size")
-    empty = measured & ~negative & ((width == 0) | (height == 0))
+    empty: NDArray[np.bool_] = measured & ~negative & ((width == 0) | (height == 0))
     notes.flag(check.BOX_EMPTY, empty, lambda i: f"has bbox {_shown(boxes[i])} of zero area")
     if len(widths):
         image_width, image_height = widths[rows].astype(np.float64), heights[rows].astype(np.float64)
         solid = measured & ~negative & ~empty
-        outside = solid & ((left >= image_width) | (top >= image_height) | (left + width <= 0) | (top + height <= 0))
+        outside: NDArray[np.bool_] = solid & (
+            (left >= image_width) | (top >= image_height) | (left + width <= 0) | (top + height <= 0)
+        )
 
         def wording(i: int) -> str:
             return f"has bbox {_shown(boxes[i])} in an image of {widths[rows[i]]} x {heights[rows[i]]}"
 
         notes.flag(check.BOX_OUTSIDE, outside, wording)
-        partly = (left < -_BOX_SLACK) | (top < -_BOX_SLACK)
+        partly: NDArray[np.bool_] = (left < -_BOX_SLACK) | (top < -_BOX_SLACK)
         partly |= (left + width > image_width + _BOX_SLACK) | (top + height > image_height + _BOX_SLACK)
         notes.flag(check.BOX_PARTLY_OUTSIDE, solid & ~outside & partly, wording)
     return boxes
@@ -213,32 +232,36 @@ def _boxes(
 
 def _areas(notes: _Annotations, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """float64 (m,), the area of the box where the file gives none."""
-    missing = np.fromiter((entry.area is None for entry in notes.entries), np.bool_, len(notes.entries))
-    notes.flag(check.NO_AREA, missing, lambda _i: "has no usable area")
-    areas = np.fromiter((entry.area or 0.0 for entry in notes.entries), np.float64, len(notes.entries))
-    return np.where(missing, np.abs(boxes[:, 2] * boxes[:, 3]), areas)
+    areas = np.array(list(map(attrgetter("area"), notes.entries)), np.float64)  # None becomes NaN
+    unusable = ~((areas >= 0) & (areas <= MAX_COORDINATE**2))
+    notes.flag(check.NO_AREA, unusable, lambda _i: "has no usable area")
+    return np.where(unusable, np.abs(boxes[:, 2] * boxes[:, 3]), areas)
 
 
 def _with_masks(
     records: Records, notes: _Annotations, order: NDArray[np.int64], rows: NDArray[np.int64], reading: Reading
 ) -> Records:
+    reading.progress("checking masks")
     entries = cast(Sequence[MaskEntry], notes.entries)
+    chosen = np.sort(order)  # in file order, which is the order in memory
+    every = list(map(attrgetter("segmentation"), entries))
+    raws = every if len(chosen) == len(every) else [every[index] for index in chosen.tolist()]
 
     def report(index: int, kind: Kind, problem: str) -> None:
         if kind is not check.MASK_MISSING or notes.severity_is_error(kind):
-            notes.report(kind, int(order[index]), problem)
+            notes.report(kind, int(chosen[index]), problem)
 
-    raws = [entries[index].segmentation for index in order.tolist()]
-    reading.progress("checking masks")
     masks, usable = pack_masks(
         raws,
-        records.widths[rows[order]],
-        records.heights[rows[order]],
+        records.widths[rows[chosen]],
+        records.heights[rows[chosen]],
         report,
         threads=reading.threads,
         shapes=reading.shapes,
         rasterizer=reading.rasterizer,
     )
+    places = np.searchsorted(chosen, order)
+    masks, usable = masks.reordered(places), usable[places]
     if notes.severity_is_error(check.MASK_MALFORMED):
         return replace(records, masks=masks).keep(usable)
     return replace(records, masks=masks.blanked(~usable))

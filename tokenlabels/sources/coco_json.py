@@ -26,6 +26,9 @@ Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 EntryId: TypeAlias = Int64 | str
 Box: TypeAlias = tuple[float, float, float, float]
 
+_INT64_DIGITS = 19
+"""A number of fewer digits fits in 64 bits."""
+
 
 class ImageEntry(msgspec.Struct, gc=False):
     """One entry of `images`."""
@@ -99,23 +102,34 @@ def read_document(data: Any, path: Path, log: FindingLog, *, masks: bool) -> Doc
     """
     entry_type = MaskEntry if masks else BoxEntry
     try:
-        strict = msgspec.json.decode(data, type=_StrictFile[entry_type])  # type: ignore[valid-type]
-        return Document(strict.images, strict.annotations, _category_table(strict.categories, path, log))
-    except msgspec.ValidationError:
-        return _decode_entries(data, path, log, entry_type)
-    except msgspec.DecodeError as fault:
-        return _decode_entries(_reread(data, path, fault), path, log, entry_type)
+        try:
+            return _decode_whole(data, path, log, entry_type)
+        except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+            return _decode_entries(_reread(data, path, fault), path, log, entry_type)
     except RecursionError:
         raise AnnotationFileError(path, "is nested too deeply to be a COCO file.") from None
 
 
-def _reread(data: Any, path: Path, fault: msgspec.DecodeError) -> bytes:
+def lenient_loads(text: bytes) -> Any:
+    """What the standard library reads, `NaN` and `Infinity` included; numbers beyond 64 bits become floats."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _INT64_DIGITS else float(digits))
+
+
+def _decode_whole(data: Any, path: Path, log: FindingLog, entry_type: type[BoxEntry]) -> Document:
+    try:
+        strict = msgspec.json.decode(data, type=_StrictFile[entry_type])  # type: ignore[valid-type]
+    except msgspec.ValidationError:
+        return _decode_entries(data, path, log, entry_type)
+    return Document(strict.images, strict.annotations, _category_table(strict.categories, path, log))
+
+
+def _reread(data: Any, path: Path, fault: Exception) -> bytes:
     """Strict JSON from a file that has `NaN`, `Infinity` or a byte-order mark; numbers that are none become null."""
     text = bytes(data)
     if not text.strip(b" \t\r\n\0"):
         raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.") from None
     try:
-        value = json.loads(text)
+        value = lenient_loads(text)
     except json.JSONDecodeError as error:
         cut = (
             "it seems to be cut short" if error.pos >= len(error.doc.rstrip()) - 1 or "truncated" in str(fault) else ""
@@ -125,13 +139,11 @@ def _reread(data: Any, path: Path, fault: msgspec.DecodeError) -> bytes:
             f"is not valid JSON at line {error.lineno} column {error.colno} ({error.msg}{'; ' + cut if cut else ''}): "
             "fetch or export it again.",
         ) from None
-    except RecursionError:
-        raise AnnotationFileError(path, "is nested too deeply to be a COCO file.") from None
     except ValueError:
         raise AnnotationFileError(path, f"is not valid JSON ({fault}): fetch or export it again.") from None
     try:
         return msgspec.json.encode(value)
-    except (OverflowError, RecursionError, UnicodeEncodeError, msgspec.MsgspecError):
+    except (OverflowError, UnicodeEncodeError, msgspec.MsgspecError):
         raise AnnotationFileError(path, f"is not valid JSON ({fault}): fetch or export it again.") from None
 
 
@@ -158,7 +170,7 @@ def _decode_entries(data: Any, path: Path, log: FindingLog, entry_type: type[Box
 
 
 def _wrong_shape(data: Any) -> str:
-    value = msgspec.json.decode(data)
+    value = lenient_loads(bytes(data))
     if isinstance(value, list):
         return "is a JSON list, such as a results file: an instances file is an object with images and annotations."
     if not isinstance(value, dict):
@@ -204,7 +216,7 @@ def _value(fields: dict[str, msgspec.Raw], key: str) -> Any:
     try:
         return msgspec.json.decode(fields[key])
     except msgspec.ValidationError:
-        return json.loads(bytes(fields[key]))
+        return lenient_loads(bytes(fields[key]))
 
 
 def _whole(value: Any) -> int | None:
@@ -278,7 +290,7 @@ def _mend_annotation(
         category_id=cast(int, category_id),
         id=annotation_id,
         bbox=_mended_box(_value(fields, "bbox")),
-        area=float(area) if isinstance(area, (int, float)) and not isinstance(area, bool) else None,
+        area=area if isinstance(area, float) else _whole(area),
         iscrowd=cast(int, crowd),
     )
     if isinstance(entry, MaskEntry):

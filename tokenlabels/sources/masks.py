@@ -6,11 +6,10 @@ decoded here. Format: https://cocodataset.org/#format-data and the comments of p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -22,6 +21,7 @@ from tokenlabels.check import Kind
 from tokenlabels.kernel import kernel
 from tokenlabels.polygon_text import parse_polygons
 from tokenlabels.raster import LATTICE, count_crossings
+from tokenlabels.sources.coco_json import lenient_loads
 
 Rasterizer: TypeAlias = Literal["kernel", "pycocotools"]
 
@@ -45,7 +45,7 @@ class _Decoded:
     counts: NDArray[np.int64] | None = None
 
 
-class MaskFault(Exception):
+class MaskError(Exception):
     """A segmentation that cannot be a mask of its image."""
 
     def __init__(self, kind: Kind, problem: str) -> None:
@@ -67,7 +67,7 @@ def pack_masks(
     """Check m segmentations and pack them.
 
     Args:
-        raws: m undecoded JSON values, sorted by image.
+        raws: m undecoded JSON values.
         widths: int32 (m,), of the image of each mask.
         heights: int32 (m,).
         report: receives every fault.
@@ -78,30 +78,26 @@ def pack_masks(
     Returns:
         The masks, and bool (m,): usable.
     """
-    lengths = np.fromiter((len(memoryview(raw)) for raw in raws), np.int64, len(raws))
+    lengths = np.fromiter(map(len, map(cast(Any, memoryview), raws)), np.int64, len(raws))
     ends = np.cumsum(lengths)
     spans = np.stack([ends - lengths, ends], axis=1)
     kinds = np.full(len(raws), MASK_TEXT, np.uint8)
-    text = np.empty(int(ends[-1]) if len(raws) else 0, np.uint8)
+    text = np.frombuffer(b"".join(raws), np.uint8)
     plain = np.zeros(len(raws), np.bool_)
-    with ThreadPoolExecutor(threads) as pool:
-        scans: list[Future[None]] = []
-        for start in range(0, len(raws), _CHUNK):
-            stop = min(start + _CHUNK, len(raws))
-            text[spans[start, 0] : spans[stop - 1, 1]] = np.frombuffer(b"".join(raws[start:stop]), np.uint8)
-            if rasterizer == "kernel":
-                scans.append(pool.submit(_scan, text, spans[start:stop], widths[start:stop], plain[start:stop]))
-        for scan in scans:
-            scan.result()
+    if rasterizer == "kernel":
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(raws), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                pool.submit(_scan, text, spans[part], widths[part], plain[part])
     usable = np.ones(len(raws), np.bool_)
     numbers, counts = _Pool(np.float64), _Pool(np.int64)
     for index in np.flatnonzero(~plain).tolist():
         try:
             width, height = int(widths[index]), int(heights[index])
-            decoded = decode_segmentation(raws[index], width, height)
+            decoded = _fast_rle(raws[index], width, height) or decode_segmentation(raws[index], width, height)
             if rasterizer == "pycocotools" and decoded.rings is not None:
                 decoded = _Decoded(counts=_rasterized(decoded.rings, width, height))
-        except MaskFault as fault:
+        except MaskError as fault:
             report(index, fault.kind, fault.problem)
             usable[index] = False
             continue
@@ -150,71 +146,122 @@ def _scan(
         rings = parse_polygons(text, spans[k, 0], spans[k, 1], xy, ring_stops)
         plain[k] = rings > 0
         if rings > 0 and (ring_stops[rings - 1] // 2) * np.int64(widths[k]) > MAX_CROSSINGS:
-            total, start = 0, np.int64(0)
+            total, start = 0, 0
             for ring in range(rings):
                 total += count_crossings(xy, start, ring_stops[ring], widths[k])
                 start = ring_stops[ring]
             plain[k] = total <= MAX_CROSSINGS
 
 
+class _Rle(msgspec.Struct):
+    size: tuple[int, int]
+    counts: msgspec.Raw
+
+
+_RLE_DECODER = msgspec.json.Decoder(_Rle)
+
+
+def _fast_rle(raw: msgspec.Raw, width: int, height: int) -> _Decoded | None:
+    """A well-formed RLE of this size, its numbers read without Python objects; None for anything else."""
+    try:
+        rle = _RLE_DECODER.decode(raw)
+        counts = bytes(rle.counts)
+        if counts.startswith(b'"'):
+            lengths = decode_counts(np.frombuffer(msgspec.json.decode(counts, type=str).encode(), np.uint8))
+        else:
+            lengths = _parse_counts(np.frombuffer(counts, np.uint8))
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        return None
+    fills = len(lengths) > 0 and int(lengths.min()) >= 0 and int(lengths.sum()) == width * height
+    return _Decoded(counts=lengths) if fills and rle.size == (height, width) else None
+
+
+@kernel
+def _parse_counts(text: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Whole numbers of up to ten digits from `[1, 2, ...]`; an empty array where the text is anything else."""
+    counts = np.empty(len(text) // 2 + 1, np.int64)
+    if len(text) < 3 or text[0] != 91 or text[-1] != 93:
+        return counts[:0]
+    used, digits, value, closed = 0, 0, np.int64(0), False
+    for byte in text[1:]:
+        if 48 <= byte <= 57 and not closed:
+            value = value * 10 + (np.int64(byte) - 48)
+            digits += 1
+            if digits > 10:
+                return counts[:0]
+        elif byte == 44 or byte == 93:
+            if digits == 0:
+                return counts[:0]
+            counts[used] = value
+            used += 1
+            value, digits, closed = np.int64(0), 0, False
+        elif byte == 32 or byte == 9 or byte == 10 or byte == 13:
+            closed = digits > 0
+        else:
+            return counts[:0]
+    return counts[:used]
+
+
 def decode_segmentation(raw: msgspec.Raw | bytes, width: int, height: int) -> _Decoded:
     """Rings or run lengths of one segmentation, whatever form it has.
 
     Raises:
-        MaskFault: it is no mask of an image of that size.
+        MaskError: it is no mask of an image of that size.
     """
     if not len(memoryview(raw)):
-        raise MaskFault(check.MASK_MISSING, "has no segmentation")
+        raise MaskError(check.MASK_MISSING, "has no segmentation")
     try:
         value = msgspec.json.decode(raw)
     except msgspec.ValidationError:  # a number beyond float64: the standard library reads it as infinity
-        value = json.loads(bytes(raw))
+        value = lenient_loads(bytes(raw))
+    except (UnicodeDecodeError, RecursionError):
+        raise MaskError(check.MASK_MALFORMED, "has a segmentation that is no UTF-8 or nested too deeply") from None
     if value is None or value == [] or value == {}:
-        raise MaskFault(check.MASK_MISSING, "has an empty segmentation")
+        raise MaskError(check.MASK_MISSING, "has an empty segmentation")
     if isinstance(value, dict):
         return _Decoded(counts=_run_lengths(value, width, height))
     if not isinstance(value, list) or not all(isinstance(ring, list) for ring in value):
-        raise MaskFault(check.MASK_MALFORMED, "has a segmentation that is neither a list of polygons nor an RLE")
+        raise MaskError(check.MASK_MALFORMED, "has a segmentation that is neither a list of polygons nor an RLE")
     if not any(value):
-        raise MaskFault(check.MASK_MISSING, "has a segmentation without points")
+        raise MaskError(check.MASK_MISSING, "has a segmentation without points")
     rings = [_ring(ring) for ring in value]
     crossings = sum(count_crossings(ring, 0, len(ring), width) for ring in rings)
     if crossings > MAX_CROSSINGS:
-        raise MaskFault(check.RING_WILD, f"has a polygon that crosses the image's columns {crossings} times")
+        raise MaskError(check.RING_WILD, f"has a polygon that crosses the image's columns {crossings} times")
     return _Decoded(rings=rings)
 
 
 def _ring(values: list[Any]) -> NDArray[np.float64]:
     if not all(value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values):
-        raise MaskFault(check.MASK_MALFORMED, "has a polygon with something that is no number")
+        raise MaskError(check.MASK_MALFORMED, "has a polygon with something that is no number")
     if len(values) % 2:
-        raise MaskFault(check.RING_ODD, f"has a polygon of {len(values)} numbers, an odd count")
+        raise MaskError(check.RING_ODD, f"has a polygon of {len(values)} numbers, an odd count")
     if len(values) < 6:
-        raise MaskFault(check.RING_SHORT, f"has a polygon of {len(values) // 2} points")
+        raise MaskError(check.RING_SHORT, f"has a polygon of {len(values) // 2} points")
     try:
         ring = np.array([np.nan if value is None else value for value in values], np.float64)
     except OverflowError:
         ring = np.array([np.inf])
     if not (np.abs(ring) <= MAX_COORDINATE).all():
-        raise MaskFault(check.RING_WILD, f"has a polygon coordinate that is not finite or beyond {MAX_COORDINATE:.0f}")
+        raise MaskError(check.RING_WILD, f"has a polygon coordinate that is not finite or beyond {MAX_COORDINATE:.0f}")
     return ring
 
 
 def _run_lengths(value: dict[str, Any], width: int, height: int) -> NDArray[np.int64]:
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list) or len(size) != 2:
-        raise MaskFault(check.RLE_MALFORMED, "has an RLE without a size [height, width]")
+        raise MaskError(check.RLE_MALFORMED, "has an RLE without a size [height, width]")
     if size != [height, width]:
         shown = f"{size[0]!r} x {size[1]!r}"[:60]
-        raise MaskFault(check.RLE_SIZE, f"has an RLE of size {shown}, the image is {height} x {width} (height x width)")
+        raise MaskError(check.RLE_SIZE, f"has an RLE of size {shown}, the image is {height} x {width} (height x width)")
     if isinstance(counts, str):
         lengths = decode_counts(np.frombuffer(counts.encode(), np.uint8))
     elif isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= width * height for n in counts):
         lengths = np.array(counts, np.int64)
     else:
-        raise MaskFault(check.RLE_MALFORMED, "has RLE counts that are no list of whole numbers and no text")
+        raise MaskError(check.RLE_MALFORMED, "has RLE counts that are no list of whole numbers and no text")
     if len(lengths) == 0 or (lengths < 0).any() or int(lengths.sum()) != width * height:
-        raise MaskFault(check.RLE_MALFORMED, f"has RLE counts that do not add up to {width} x {height} pixels")
+        raise MaskError(check.RLE_MALFORMED, f"has RLE counts that do not add up to {width} x {height} pixels")
     return lengths
 
 
@@ -257,7 +304,7 @@ def _rasterized(rings: list[NDArray[np.float64]], width: int, height: int) -> ND
         float(np.abs(np.diff(ring.reshape(-1, 2), axis=0, append=ring[:2].reshape(1, 2))).sum()) for ring in rings
     )
     if outline * LATTICE > MAX_OUTLINE:
-        raise MaskFault(check.RING_WILD, f"has a polygon outline of {outline:.0f} pixels")
+        raise MaskError(check.RING_WILD, f"has a polygon outline of {outline:.0f} pixels")
     merged = coco_mask.merge(coco_mask.frPyObjects([ring.tolist() for ring in rings], height, width))
     return decode_counts(np.frombuffer(merged["counts"], np.uint8))
 
@@ -270,7 +317,7 @@ def _report_shapes(raws: Sequence[msgspec.Raw], usable: NDArray[np.bool_], repor
         owners: list[int] = []
         rings: list[NDArray[np.float64]] = []
         for index in range(start, min(start + _CHUNK, len(raws))):
-            if not usable[index] or memoryview(raws[index])[:1] == b"{":
+            if not usable[index] or bytes(memoryview(raws[index])[:1]) == b"{":
                 continue
             for ring in msgspec.json.decode(raws[index], type=list[list[float]]):
                 owners.append(index)
@@ -280,6 +327,7 @@ def _report_shapes(raws: Sequence[msgspec.Raw], usable: NDArray[np.bool_], repor
         owner_of_point = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
         polygons = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=owner_of_point))
         flat = shapely.area(polygons) == 0
+        flat[flat] = shapely.area(shapely.convex_hull(polygons[flat])) == 0  # else two halves that cancel out
         crossed = ~flat & ~shapely.is_valid(polygons)
         for index in sorted({owners[k] for k in np.flatnonzero(flat)}):
             report(index, check.RING_FLAT, "has a polygon of zero area")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath, PureWindowsPath
+
+_SUSPICIOUS = re.compile(r"[/\\:\0]|^\.\.?$")
+"""What every name that leaves its folder has; a quick no for the hundred thousand names that have nothing of it."""
 
 
 def is_inside(name: str) -> bool:
     """Whether a relative file name cannot leave the folder it is joined to, on any platform (links aside)."""
+    if not _SUSPICIOUS.search(name):
+        return True
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     return not (
         "\0" in name
