@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -122,7 +122,7 @@ class BuildOptions:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, as the manifest keeps them."""
-        plain: dict[str, Any] = msgspec.to_builtins(
+        encoded = msgspec.json.encode(
             {
                 "schema_version": SCHEMA_VERSION,
                 "grids": [
@@ -150,7 +150,7 @@ class BuildOptions:
                 "check": self.check,
             }
         )
-        return plain
+        return cast(dict[str, Any], msgspec.json.decode(encoded))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -312,7 +312,9 @@ def make_plan(
     dataset, dropped = select(replace(dataset, splits=tuple(splits)), options.selection)
     sources = {split.name: msgspec.to_builtins(split.file) for split in dataset.splits}
     parameters = {"source": source.format} | options.as_json() | {"sources": sources}
-    return Plan(dataset, tuple(image_bytes), dropped, parameters)
+    plan = Plan(dataset, tuple(image_bytes), dropped, parameters)
+    _shard_counts(plan, options)
+    return plan
 
 
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:

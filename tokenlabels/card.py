@@ -123,7 +123,7 @@ def _yaml_feature(feature: dict[str, Any]) -> dict[str, Any]:
     if kind == "Sequence":
         inner = _yaml_feature(feature["feature"])
         length = {"length": feature["length"]} if "length" in feature else {}
-        return {"sequence": inner["dtype"] if list(inner) == ["dtype"] and not length else inner | length}
+        return {"sequence": inner["dtype"] if list(inner) == ["dtype"] else inner} | length
     return {"struct": [{"name": name, **_yaml_feature(inner)} for name, inner in feature.items()]}
 
 

@@ -10,10 +10,11 @@ OUT/manifest.json               written last; then `.build/` goes
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -37,9 +38,14 @@ class JournalEntry(msgspec.Struct, frozen=True):
     counts: dict[str, int] = {}
 
 
-class _Listed(msgspec.Struct):
-    """The part of a manifest that names files."""
+class _Tool(msgspec.Struct):
+    name: Literal["tokenlabels"]
 
+
+class _Listed(msgspec.Struct):
+    """The parts of a manifest that say whose it is and name files."""
+
+    tool: _Tool
     shards: list[ShardEntry]
 
 
@@ -114,7 +120,7 @@ def check_ownership(out: Path) -> None:
 
 
 def _is_ours(out: Path) -> bool:
-    return (out / MANIFEST).is_file() or any(
+    return _load(out / MANIFEST, _Listed) is not None or any(
         (out / _STATE / name).is_file() for name in ("parameters.json", "discarded.json")
     )
 
@@ -132,10 +138,15 @@ def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[st
 
     Raises:
         BuildMismatchError: the folder holds a build, finished or not, with other parameters.
+        NotABuildError: the manifest there is damaged.
     """
     if (out / _STATE / "discarded.json").exists():
         _discard(out)
     finished = (out / MANIFEST).is_file()
+    if finished:
+        listed = _load(out / MANIFEST, _Listed)
+        if listed is None or not all(is_shard_path(shard.file) for shard in listed.shards):
+            raise NotABuildError(f"{out / MANIFEST}: is damaged: build in another folder.")
     state = _stated(load_manifest(out)) if finished else _load(out / _STATE / "parameters.json", dict[str, Any])
     if state is not None and state != parameters:
         if not overwrite:
@@ -161,8 +172,8 @@ def is_complete(out: Path, parameters: dict[str, Any]) -> bool:
 
 def shard_fault(out: Path, shard: ShardEntry) -> str | None:
     """What is wrong with a listed shard: missing, of another size, of other content; None where it is as listed."""
-    if not is_inside(shard.file):
-        return "the manifest names a path outside the build"
+    if not is_shard_path(shard.file):
+        return "is no name of a shard"
     path = out / shard.file
     try:
         size = path.stat().st_size
@@ -173,6 +184,11 @@ def shard_fault(out: Path, shard: ShardEntry) -> str | None:
         return "is missing"
     except OSError as fault:
         return f"cannot be read ({fault.strerror})"
+
+
+def is_shard_path(file: str) -> bool:
+    """Whether a path from a manifest is one that a shard can have: GRID/NAME.parquet, inside the build."""
+    return is_inside(file) and re.fullmatch(r"[^./\\][^/\\]*/[^./\\][^/\\]*\.parquet", file) is not None
 
 
 def finish(out: Path, manifest: dict[str, Any], card: str) -> None:
@@ -208,7 +224,7 @@ def load_manifest(out: Path) -> dict[str, Any]:
         raise NotABuildError(f"{out}: no {MANIFEST}; {why}.")
     manifest = _load(out / MANIFEST, dict[str, Any])
     if manifest is None:
-        raise NotABuildError(f"{out / MANIFEST}: is damaged: build again with --overwrite.")
+        raise NotABuildError(f"{out / MANIFEST}: is damaged: build in another folder.")
     return manifest
 
 
@@ -241,8 +257,13 @@ def _discard(out: Path) -> None:
             files.add(entry.shard.file)
     folders = set()
     for file in sorted(files):
-        if is_inside(file):
-            (out / file).unlink(missing_ok=True)
+        if is_shard_path(file):
+            try:
+                (out / file).unlink(missing_ok=True)
+            except (IsADirectoryError, NotADirectoryError):
+                continue  # whatever that is, it is no shard
+            except OSError as fault:
+                raise unwritable(out / file, fault) from None
             folders.add((out / file).parent)
     if listed:
         (out / CARD).unlink(missing_ok=True)

@@ -12,25 +12,58 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tokenlabels.annotations import Category
+from tokenlabels.annotations import Category, SourceFile
 from tokenlabels.errors import NotABuildError, ParameterError
 from tokenlabels.grid import PatchGrid
-from tokenlabels.output import MANIFEST, load_manifest
+from tokenlabels.output import MANIFEST, is_shard_path, load_manifest
+from tokenlabels.rules import PaddingPolicy, Policy, RuleName
 from tokenlabels.shards import SCHEMA_VERSION, ShardEntry, ShardHeader
-from tokenlabels.sources.paths import is_inside
 
 if TYPE_CHECKING:
     import polars as pl
 
 
+class _Parameters(msgspec.Struct):
+    source: str
+    grids: list[dict[str, Any]]
+    rule: RuleName
+    tau: float
+    crowd: Policy
+    padding: PaddingPolicy
+    scores: bool
+
+
+class _Counts(msgspec.Struct):
+    images: int
+    annotations: int
+
+
 class _Manifest(msgspec.Struct):
-    """The parts of a manifest that reading relies on."""
+    """The parts of a manifest that reading and relabelling rely on."""
 
     schema_version: int
-    parameters: dict[str, Any]
-    splits: dict[str, dict[str, int]]
+    tool: dict[str, str]
+    sources: dict[str, SourceFile]
+    parameters: _Parameters
+    splits: dict[str, _Counts]
+    annotations_left_out_by_selection: int
     categories: tuple[Category, ...]
+    findings: dict[str, int]
     shards: tuple[ShardEntry, ...]
+    totals: dict[str, dict[str, dict[str, float]]]
+
+    def problem(self) -> str | None:
+        """What contradicts itself in it, or None."""
+        for shard in self.shards:
+            if not is_shard_path(shard.file):
+                return f"shard {shard.file[:200]!r}"
+        if not self.parameters.grids or not self.splits:
+            return "no grids or no splits"
+        for grid in self.parameters.grids:
+            for split in self.splits:
+                if not any(shard.file.startswith(f"{grid['name']}/{split}-") for shard in self.shards):
+                    return f"no shard of {grid['name']}, {split}"
+        return None
 
 
 class Build:
@@ -50,19 +83,19 @@ class Build:
         self.manifest = load_manifest(path)
         try:
             known = msgspec.convert(self.manifest, _Manifest)
-            self.grids = dict(map(_grid, known.parameters["grids"]))
-        except (msgspec.ValidationError, ParameterError, KeyError, TypeError) as fault:
+            self.grids = dict(map(_grid, known.parameters.grids))
+        except (msgspec.ValidationError, ParameterError, KeyError, IndexError, TypeError) as fault:
             raise NotABuildError(
-                f"{path / MANIFEST}: is no manifest that this version reads ({fault}): build again in another folder."
+                f"{path / MANIFEST}: is no manifest that this version reads ({fault}): build in another folder."
             ) from None
         if known.schema_version != SCHEMA_VERSION:
             raise NotABuildError(
                 f"{path / MANIFEST}: has schema version {known.schema_version}, this version reads {SCHEMA_VERSION}: "
                 "build again."
             )
-        for shard in known.shards:
-            if not is_inside(shard.file):
-                raise NotABuildError(f"{path / MANIFEST}: names a shard outside the build ({shard.file[:200]}).")
+        problem = known.problem()
+        if problem:
+            raise NotABuildError(f"{path / MANIFEST}: is damaged ({problem}): build in another folder.")
         self.categories = known.categories
         self.splits = tuple(known.splits)
         self.shards = known.shards

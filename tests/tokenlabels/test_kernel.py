@@ -1,0 +1,63 @@
+"""Kernels work wherever their cache can or cannot be written, and are loaded from it where it can."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from tokenlabels import kernel as module
+import numpy as np
+{setup}
+
+@module.kernel
+def total(values):
+    found = 0.0
+    for value in values:
+        found += value
+    return found
+
+print(total(np.arange(5.0)), sum(total.stats.cache_hits.values()))
+"""
+
+
+def run(folder: Path, setup: str, **environment: str) -> str:
+    """What a process prints that compiles one kernel under these conditions."""
+    script = folder / "program.py"
+    script.write_text(PROGRAM.format(setup=setup))
+    answer = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_the_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    assert run(tmp_path, "", NUMBA_CACHE_DIR=cache) == "10.0 0\n"
+    assert run(tmp_path, "", NUMBA_CACHE_DIR=cache) == "10.0 1\n"
+
+
+@pytest.mark.parametrize(
+    ("setup", "environment"),
+    [
+        pytest.param(
+            "",
+            {"NUMBA_CACHE_DIR": "/dev/null/cache", "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"},
+            id="no folder can be written",
+        ),
+        pytest.param("resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))", {}, id="no room is left"),
+    ],
+)
+def test_a_kernel_works_without_its_cache(tmp_path: Path, setup: str, environment: dict[str, str]) -> None:
+    answer = run(tmp_path, setup, **({"NUMBA_CACHE_DIR": str(tmp_path / "cache")} | environment))
+    assert answer == "10.0 0\n"
