@@ -468,10 +468,13 @@ def _write_ignored(
     ignored: NDArray[np.bool_],
     start: int,
 ) -> None:
-    """Whether more than half of each cell is covered, row-major from `start` on, of areas float64 (cols, rows)."""
+    """Whether more than half of each cell is covered, row-major from `start` on, of areas float64 (cols, rows).
+
+    In float32, as scores are compared, so that exactly half is not more than half.
+    """
     cols, rows = area.shape
     for row in range(rows):
         tall = y_edges[row + 1] - y_edges[row]
         for col in range(cols):
-            half = 0.5 * tall * (x_edges[col + 1] - x_edges[col])
-            ignored[start + row * cols + col] = area[col, row] > half
+            share = np.float32(area[col, row] / (tall * (x_edges[col + 1] - x_edges[col])))
+            ignored[start + row * cols + col] = share > np.float32(0.5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -28,7 +31,24 @@ def kernel(function: F) -> F:
     cache: Any = getattr(dispatcher, "_cache", None)
     if hasattr(cache, "save_overload"):
         cache.save_overload = _forgiving(cache.save_overload)
+    file: Any = getattr(cache, "_cache_file", None)
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = (file._source_stamp, _package_digest())
     return cast(F, dispatcher)
+
+
+@functools.cache
+def _package_digest() -> str:
+    """Hash of the package's sources.
+
+    A kernel has the kernels it calls compiled into it, also those of other files, while numba's own stamp is that of
+    the kernel's file alone: without this, an edit in one file would leave old code running in another.
+    """
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _forgiving(save: Callable[..., object]) -> Callable[..., None]:

@@ -117,7 +117,7 @@ def count_patches(
                 col = first_cell(x_edges, left)
                 while col < cols[image] and x_edges[col] < right:
                     share = min(right, x_edges[col + 1]) - max(left, x_edges[col])
-                    share *= share_y / (x_edges[col + 1] - x_edges[col])
+                    share = share_y * (share / (x_edges[col + 1] - x_edges[col]))  # so that exact halves stay exact
                     if share >= 0.5 and labels[cells[image] + row * cols[image] + col] == FOREGROUND:
                         patches[k] += 1
                     col += 1

@@ -109,7 +109,8 @@ def _parse_number(text: NDArray[np.uint8], position: int, stop: int) -> tuple[fl
             mantissa = mantissa * 10 + (np.int64(byte) - _ZERO)
             digits += 1
             decimals += seen_point
-            if digits > _MAX_DIGITS:
+            leading_zero = digits == 2 and mantissa < 10 and not seen_point
+            if digits > _MAX_DIGITS or leading_zero:
                 return 0.0, NOT_PLAIN
         elif byte == _POINT and not seen_point and digits > 0:
             seen_point = True
@@ -123,7 +124,6 @@ def _parse_number(text: NDArray[np.uint8], position: int, stop: int) -> tuple[fl
         return 0.0, NOT_PLAIN
     if mantissa >= _EXACT_MANTISSA:
         lattice = LATTICE * value + 0.5
-        below = LATTICE * value - 0.5
-        if abs(lattice - np.rint(lattice)) < _AMBIGUOUS or abs(below - np.rint(below)) < _AMBIGUOUS:
+        if abs(lattice - np.rint(lattice)) < _AMBIGUOUS:
             return 0.0, NOT_PLAIN
     return (-value if negative else value), position

@@ -61,3 +61,29 @@ def test_the_second_process_loads_what_the_first_compiled(tmp_path: Path) -> Non
 def test_a_kernel_works_without_its_cache(tmp_path: Path, setup: str, environment: dict[str, str]) -> None:
     answer = run(tmp_path, setup, **({"NUMBA_CACHE_DIR": str(tmp_path / "cache")} | environment))
     assert answer == "10.0 0\n"
+
+
+def test_an_edit_in_another_file_of_the_package_reaches_a_cached_kernel(tmp_path: Path) -> None:
+    package = tmp_path / "tokenlabels"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "kernel.py").write_text((Path(__file__).parents[2] / "tokenlabels" / "kernel.py").read_text())
+    (package / "outer.py").write_text(
+        "from tokenlabels.inner import inner\nfrom tokenlabels.kernel import kernel\n"
+        "@kernel\ndef outer(x):\n    return inner(x)\n"
+    )
+    answers = []
+    for summand in (1, 2):
+        (package / "inner.py").write_text(
+            f"from tokenlabels.kernel import kernel\n@kernel\ndef inner(x):\n    return x + {summand}\n"
+        )
+        answer = subprocess.run(
+            [sys.executable, "-B", "-c", "from tokenlabels.outer import outer; print(outer(40))"],
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answers.append(answer.stdout)
+    assert answers == ["41\n", "42\n"]
