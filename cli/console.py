@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 import time
@@ -164,7 +165,9 @@ class StderrProgress:
 
 
 def run_app(app: Callable[[], Any]) -> None:
-    """Run a Typer app; `--debug` may stand anywhere on the command line."""
+    """Run a Typer app; `--debug` may stand anywhere on the command line, and any name be printed on any terminal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "--debug" in sys.argv[1:]:
         sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -209,8 +211,8 @@ def build(
                 "background; overlap is what the paper's prose describes."
             )
         log = new_log(chosen)
-        started = time.perf_counter()
         with _located(source, root, annotations, images, split, sample, out.parent, keep=not dry_run) as found:
+            started = time.perf_counter()
             if dry_run:
                 plan = make_plan(found, chosen, log, progress)
                 _report_plan(plan, chosen, log, estimate_bytes(plan, chosen), out, as_json=as_json)
@@ -360,7 +362,7 @@ def sample(
             print_json({"out": str(out), "images": made.images, "annotations": made.annotations, "splits": made.splits})
         else:
             print_line(f"{out}: {made.images} images, {made.annotations} annotations.")
-            print_line(f"next: tokenlabels build coco --root {out}")
+            print_line(f"next: {shlex.join(['tokenlabels', 'build', 'coco', '--root', str(out)])}")
 
 
 @contextmanager
@@ -502,12 +504,15 @@ def _report_build(
 
 def _suggest(built: Build, images: dict[str, Path]) -> None:
     """The next command to try."""
+    from tokenlabels.sources.paths import is_inside
+
     for split, folder in images.items():
-        image_id = built.first_foreground(split)
-        if image_id is not None:
-            print_line(f"next: tokenlabels show {built.path} {image_id} --images {folder} -o overlay.png")
+        found = built.first_foreground(split)
+        if found and found[1] and is_inside(found[1]) and (folder / found[1]).is_file():
+            words = ["tokenlabels", "show", str(built.path), found[0], "--images", str(folder), "-o", "overlay.png"]
+            print_line(f"next: {shlex.join(words)}")
             return
-    print_line(f"next: tokenlabels verify {built.path}")
+    print_line(f"next: {shlex.join(['tokenlabels', 'verify', str(built.path)])}")
 
 
 def _findings_json(log: FindingLog) -> list[dict[str, Any]]:

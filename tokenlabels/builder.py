@@ -328,7 +328,10 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
         labelled, _ = label_records(records, axes, options.rule)
         for grid, labels in zip(options.grids, labelled, strict=True):
             schema = schema_of(_header(plan.dataset, split, grid, options.rule), scores=options.scores, images=False)
-            total += encoded_size(build_table(records, labels, schema)) * len(split.records) / len(records)
+            table = build_table(records, labels, schema)
+            fixed = encoded_size(table.slice(0, 1))  # schema and footer
+            shards = -(-len(split.records) // options.shard_rows)
+            total += fixed * shards + (encoded_size(table) - fixed) * len(split.records) / len(records)
         total += 0 if sizes is None else int(sizes.sum()) * len(options.grids)
     return round(total)
 

@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -141,6 +142,8 @@ class ProcessExecutor:
         for worker in self._workers:
             worker.process.join()
         self._workers.clear()
+        if kind is not None:
+            _end_fork_server()
 
 
 def _died(worker: _Worker) -> WorkerDiedError:
@@ -157,7 +160,33 @@ def _context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOADED])
+    resource_tracker.ensure_running()  # else the fork server starts it, which lets Ctrl-C through again
+    with _interrupts_wait():
+        forkserver.ensure_running()
     return context
+
+
+def _end_fork_server() -> None:
+    """Kill the fork server, which may be compiling for a while yet; the next pool starts another."""
+    server = getattr(forkserver, "_forkserver", None)
+    pid = getattr(server, "_forkserver_pid", None)
+    if server is not None and pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        server._stop()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back in this thread; a process started meanwhile never sees it, not even while Python loads."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection[Any, Any]) -> None:

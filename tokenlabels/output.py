@@ -205,9 +205,10 @@ def clear_state(out: Path) -> None:
 
 def remove_temporaries(out: Path) -> None:
     """Remove the temporary files of workers that were ended."""
-    for path in out.glob("*/.*.tmp"):
-        if is_temporary(path.name):
-            path.unlink(missing_ok=True)
+    for pattern in (".*.tmp", "*/.*.tmp", f"{_STATE}/journal/*/.*.tmp"):
+        for path in out.glob(pattern):
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)
 
 
 def load_manifest(out: Path) -> dict[str, Any]:

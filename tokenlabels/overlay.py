@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,8 @@ def show(
     except OSError as fault:
         raise unwritable(path, fault) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -151,8 +153,11 @@ def _tinted(
 def _find(build: Build, image_id: str, grid: str, split: str | None) -> tuple[dict[str, Any], str]:
     """The row of an image, and its split."""
     for path, group, index in _candidates(build, image_id, grid, split):
-        with pq.ParquetFile(path) as file:
-            row = file.read_row_group(group).slice(index, 1).to_pylist()[0]
+        try:
+            with pq.ParquetFile(path) as file:
+                row = file.read_row_group(group).slice(index, 1).to_pylist()[0]
+        except (OSError, pa.ArrowException):
+            raise _damaged(path) from None
         return row, path.name.rsplit("-", 3)[0]
     where = f"split {split} of {build.path}" if split else str(build.path)
     raise TokenLabelsError(f"{where} holds no image {image_id!r}: the column image_id lists those it has.")
@@ -173,11 +178,13 @@ def _candidates(build: Build, image_id: str, grid: str, split: str | None) -> It
                             yield path, group, index
                         elif Path(name).stem == image_id:
                             by_stem.append((path, group, index))
-        except (OSError, pa.ArrowInvalid):
-            raise TokenLabelsError(
-                f"{path}: is missing or damaged: run the same build command again to mend it."
-            ) from None
+        except (OSError, pa.ArrowException):
+            raise _damaged(path) from None
     yield from by_stem
+
+
+def _damaged(path: Path) -> TokenLabelsError:
+    return TokenLabelsError(f"{path}: is missing or damaged: run the same build command again to mend it.")
 
 
 def _labels(row: dict[str, Any]) -> NDArray[np.uint8]:

@@ -139,22 +139,23 @@ class Build:
             columns: columns to read, by default all.
 
         Raises:
+            ParameterError: no such grid, split or column.
             NotABuildError: a shard is missing or damaged.
         """
         return pa.concat_tables([_read(path, columns).replace_schema_metadata() for path in self.files(grid, split)])
 
-    def first_foreground(self, split: str) -> str | None:
-        """Id of the first image of a split that has any foreground, looking at its first shard only."""
+    def first_foreground(self, split: str) -> tuple[str, str] | None:
+        """Id and file_name of the first image of a split that has any foreground, looking at its first shard only."""
         with pq.ParquetFile(self.files(split=split)[0]) as file:
-            table = file.read_row_group(0, columns=["image_id", "fg_count"])
-        rows = zip(table.column("image_id").to_pylist(), table.column("fg_count").to_pylist(), strict=True)
-        return next((image_id for image_id, count in rows if count), None)
+            table = file.read_row_group(0, columns=["image_id", "file_name", "fg_count"])
+        image_ids, names, counts = (table.column(name).to_pylist() for name in ("image_id", "file_name", "fg_count"))
+        return next((row[:2] for row in zip(image_ids, names, counts, strict=True) if row[2]), None)
 
     def frame(self, grid: str | None = None, split: str | None = None) -> pl.LazyFrame:
         """The rows as a lazy polars frame, in order."""
         import polars as pl
 
-        return pl.scan_parquet(self.files(grid, split))
+        return pl.scan_parquet(self.files(grid, split), glob=False)
 
     def labels(self, grid: str | None = None, split: str | None = None) -> NDArray[np.uint8]:
         """uint8 (images, rows, cols): 1 foreground, 0 background, 255 ignore.
@@ -196,14 +197,18 @@ def read_header(path: Path) -> ShardHeader:
     try:
         metadata = pq.read_schema(path).metadata or {}
         return msgspec.json.decode(metadata[b"tokenlabels"], type=ShardHeader)
-    except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError) as fault:
+    except (OSError, pa.ArrowException, KeyError, msgspec.MsgspecError) as fault:
         raise _damaged(path, fault) from None
 
 
 def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
     try:
+        names = pq.read_schema(path).names
+        for column in columns or ():
+            if column.partition(".")[0] not in names:
+                raise ParameterError(f"{path} holds no column {column!r}: it has {', '.join(names)}.")
         return pq.read_table(path, columns=columns, partitioning=None, memory_map=False)
-    except (OSError, pa.ArrowInvalid) as fault:
+    except (OSError, pa.ArrowException) as fault:
         raise _damaged(path, fault) from None
 
 

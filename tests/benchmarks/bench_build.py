@@ -60,7 +60,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     warm_kernels(folder)
     figures["floor"] = min(floor_seconds(annotations) for _ in range(arguments.repeat))
     for rule in ("overlap", "pixel-ratio"):
-        runs = [build(annotations, folder / f"out-{rule}-{i}", rule, arguments.workers) for i in range(arguments.repeat)]
+        runs = [
+            build(annotations, folder / f"out-{rule}-{i}", rule, arguments.workers) for i in range(arguments.repeat)
+        ]
         best = min(runs, key=lambda run: run["wall"])
         figures[rule] = best | {"floors": best["wall"] / figures["floor"], "pss": max(run["pss"] for run in runs)}
     if not arguments.skip_scaling:

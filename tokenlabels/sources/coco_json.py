@@ -151,8 +151,8 @@ def _decode_entries(data: Any, path: Path, log: FindingLog, entry_type: type[Box
     """Entry by entry: a malformed one becomes a finding."""
     try:
         loose = msgspec.json.decode(data, type=_LooseFile)
-    except msgspec.ValidationError:
-        raise AnnotationFileError(path, _wrong_shape(data)) from None
+    except msgspec.ValidationError as fault:
+        raise AnnotationFileError(path, _wrong_shape(_reread(data, path, fault))) from None
     lost: set[EntryId] = set()
     images = _each(loose.images, ImageEntry, lambda raw, place: _mend_image(raw, place, path, log, lost))
     annotations = _each(
@@ -169,8 +169,8 @@ def _decode_entries(data: Any, path: Path, log: FindingLog, entry_type: type[Box
     return Document(images, annotations, _category_table(categories, path, log), frozenset(lost))
 
 
-def _wrong_shape(data: Any) -> str:
-    value = lenient_loads(bytes(data))
+def _wrong_shape(data: bytes) -> str:
+    value = msgspec.json.decode(data)
     if isinstance(value, list):
         return "is a JSON list, such as a results file: an instances file is an object with images and annotations."
     if not isinstance(value, dict):
