@@ -14,7 +14,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -75,29 +74,49 @@ class _Worker:
 class ProcessExecutor:
     """A fixed number of worker processes, one task each at a time.
 
-    Processes come from a fork server where there is one (it imports and compiles once), else by spawning. A worker
-    ignores Ctrl-C (the parent ends it) and ends by itself as soon as the parent is gone, even by SIGKILL.
+    Processes come from a fork server where there is one (it imports and compiles once), else by spawning; `start`
+    returns at once and a thread waits for them. A worker ignores Ctrl-C (the parent ends it) and ends by itself as soon
+    as the parent is gone, even by SIGKILL.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._workers: list[_Worker] = []
+        self._starter: threading.Thread | None = None
+        self._start_fault: Exception | None = None
+        self._cancelled = False
+        self._fork_server = _ForkServer()
 
     def start(self) -> None:
         """See `Executor`."""
-        if self._workers:
-            return
-        context = _context()
-        for _ in range(self.workers):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
-            process.start()
-            there.close()
-            self._workers.append(_Worker(process, here))
+        if self._starter is None:
+            self._starter = threading.Thread(target=self._start_workers, daemon=True)
+            self._starter.start()
+
+    def _start_workers(self) -> None:
+        try:
+            context = self._fork_server.context()
+            for _ in range(self.workers):
+                if self._cancelled:
+                    return
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
+                with _interrupts_wait():
+                    process.start()
+                there.close()
+                self._workers.append(_Worker(process, here))
+        except (OSError, EOFError, RuntimeError) as fault:
+            self._start_fault = fault
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """See `Executor`."""
         self.start()
+        assert self._starter is not None
+        self._starter.join()
+        if self._start_fault is not None:
+            raise WorkerDiedError(f"worker processes cannot be started ({self._start_fault}): use --workers 1.") from (
+                self._start_fault
+            )
         queue = iter(tasks)
         busy: dict[Any, _Worker] = {}
         for worker in self._workers:
@@ -135,15 +154,25 @@ class ProcessExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._starter is None:
+            return
+        starting = self._starter.is_alive()
+        self._cancelled = starting
+        while self._starter.is_alive():  # nobody needs what is not even there yet
+            self._fork_server.end()
+            self._starter.join(0.05)
         for worker in self._workers:
-            if kind is not None:
+            if kind is not None or starting:
                 worker.process.kill()
             worker.connection.close()
         for worker in self._workers:
             worker.process.join()
-        self._workers.clear()
         if kind is not None:
-            _end_fork_server()
+            self._fork_server.end()
+        self._workers.clear()
+        self._starter = None
+        self._start_fault = None
+        self._cancelled = False
 
 
 def _died(worker: _Worker) -> WorkerDiedError:
@@ -155,25 +184,42 @@ def _died(worker: _Worker) -> WorkerDiedError:
     )
 
 
-def _context() -> BaseContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOADED])
-    resource_tracker.ensure_running()  # else the fork server starts it, which lets Ctrl-C through again
-    with _interrupts_wait():
-        forkserver.ensure_running()
-    return context
+class _ForkServer:
+    """The fork server of this process: started with Ctrl-C held back, and ended if it was ours to start."""
 
+    def __init__(self) -> None:
+        self._ours = False
 
-def _end_fork_server() -> None:
-    """Kill the fork server, which may be compiling for a while yet; the next pool starts another."""
-    server = getattr(forkserver, "_forkserver", None)
-    pid = getattr(server, "_forkserver_pid", None)
-    if server is not None and pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        server._stop()
+    def context(self) -> BaseContext:
+        """A context to make processes with."""
+        if "forkserver" not in multiprocessing.get_all_start_methods():
+            return multiprocessing.get_context("spawn")
+        from multiprocessing import forkserver, resource_tracker
+
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([_PRELOADED])
+        self._ours = self._pid() is None
+        resource_tracker.ensure_running()  # else the fork server starts it, which lets Ctrl-C through again
+        with _interrupts_wait():
+            forkserver.ensure_running()
+        return context
+
+    def end(self) -> None:
+        """Kill the server, which may be compiling for a while yet; the next pool starts another."""
+        pid = self._pid()
+        if self._ours and pid is not None:
+            from multiprocessing import forkserver
+
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+    def _pid(self) -> int | None:
+        if "forkserver" not in multiprocessing.get_all_start_methods():
+            return None
+        from multiprocessing import forkserver
+
+        return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
 
 
 @contextlib.contextmanager

@@ -223,7 +223,8 @@ for image_id in chosen:
     area = weights(image["height"]) @ union @ weights(image["width"]).T
     scores = area / (image["height"] / {GRID} * image["width"] / {GRID})
 seconds = time.perf_counter() - start
-print(json.dumps({{"load": load, "per_image": seconds / len(chosen), "total": load + seconds / len(chosen) * len(coco.imgs)}}))
+per_image = seconds / len(chosen)
+print(json.dumps({{"load": load, "per_image": per_image, "total": load + per_image * len(coco.imgs)}}))
 """
     answer = subprocess.run([sys.executable, "-c", code, str(annotations)], check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(answer.stdout)
