@@ -12,6 +12,7 @@ from tokenlabels import __version__
 app = typer.Typer(
     help="Background-aware vision transformers, trained on tokenlabels shards.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -247,12 +247,16 @@ def check(
 ) -> None:
     """Look for faults in annotations without building; exit code 1 where any is an error."""
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+        from tokenlabels.builder import make_executor
         from tokenlabels.check import FindingLog
         from tokenlabels.checking import check_source
 
         log = FindingLog(masks_scored=rule is RuleChoice.pixel_ratio)
-        with _located(source, root, annotations, images, split, sample, Path(), keep=False) as found:
-            dataset = check_source(found, log, limit=limit, threads=workers or 2, progress=progress)
+        with (
+            _located(source, root, annotations, images, split, sample, Path(), keep=False) as found,
+            make_executor(workers, found.input_bytes()) as executor,
+        ):
+            dataset = check_source(found, log, limit=limit, run=executor.run, progress=progress)
         files = {part.name: {"file": part.file.file, "images": len(part.records)} for part in dataset.splits}
         if as_json:
             findings = _findings_json(log)

@@ -11,8 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenlabels.kernel import kernel
-
 MAX_COORDINATE = 10_000_000.0
 """Largest absolute box or polygon coordinate in pixels that is taken for real."""
 
@@ -42,7 +40,7 @@ class SourceFile(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masks:
-    """m instance masks in three pools, sorted by image; still undecoded where decoding can wait.
+    """m instance masks in three pools, in order; still undecoded where decoding can wait.
 
     Attributes:
         kinds: uint8 (m,), `MASK_TEXT`, `MASK_RINGS` or `MASK_RLE`: which pool.
@@ -62,28 +60,59 @@ class Masks:
         """The masks where `kept` bool (m,) is true; the pools are shared."""
         return Masks(self.kinds[kept], self.spans[kept], self.text, self.numbers, self.counts)
 
-    def reordered(self, order: NDArray[np.int64]) -> Masks:
-        """The masks in the order of these indexes; the pools are shared."""
-        return Masks(self.kinds[order], self.spans[order], self.text, self.numbers, self.counts)
+    def block(self, start: int, stop: int) -> Masks:
+        """Masks start..stop-1; the pools are shared."""
+        return Masks(self.kinds[start:stop], self.spans[start:stop], self.text, self.numbers, self.counts)
 
-    def blanked(self, blank: NDArray[np.bool_]) -> Masks:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawMasks:
+    """The m masks of a whole split, plain polygons as views into the annotation file.
+
+    Attributes:
+        kinds: see `Masks`.
+        spans: see `Masks`; zeros where the kind is `MASK_TEXT`.
+        raws: object (m,), bytes-like undecoded JSON of each mask.
+        numbers: see `Masks`, in any order.
+        counts: see `Masks`, in any order.
+    """
+
+    kinds: NDArray[np.uint8]
+    spans: NDArray[np.int64]
+    raws: NDArray[np.object_]
+    numbers: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    def keep(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> RawMasks:
+        """The masks where `kept` bool (m,) is true, or those at these indexes; the pools are shared."""
+        return RawMasks(self.kinds[kept], self.spans[kept], self.raws[kept], self.numbers, self.counts)
+
+    def blanked(self, blank: NDArray[np.bool_]) -> RawMasks:
         """The masks with those where `blank` bool (m,) is true replaced by ones without pixels and without span."""
         kinds, spans = self.kinds.copy(), self.spans.copy()
         kinds[blank], spans[blank] = MASK_RLE, 0
-        return Masks(kinds, spans, self.text, self.numbers, self.counts)
+        return RawMasks(kinds, spans, self.raws, self.numbers, self.counts)
 
     def block(self, start: int, stop: int) -> Masks:
-        """Masks start..stop-1 with pools that hold these masks only."""
-        kinds, spans = self.kinds[start:stop], self.spans[start:stop].copy()
-        pools: list[NDArray[Any]] = []
-        for kind, pool in ((MASK_TEXT, self.text), (MASK_RINGS, self.numbers), (MASK_RLE, self.counts)):
-            chosen = kinds == kind
-            pieces = spans[chosen]
-            ends = np.cumsum(pieces[:, 1] - pieces[:, 0])
-            pools.append(_gathered(pool, pieces))
-            spans[chosen, 1] = ends
-            spans[chosen, 0] = ends - (pieces[:, 1] - pieces[:, 0])
-        return Masks(kinds, spans, *pools)
+        """Masks start..stop-1 packed into pools of their own, to be sent elsewhere."""
+        kinds, spans = self.kinds[start:stop], np.zeros((stop - start, 2), np.int64)
+        pools: dict[int, NDArray[Any]] = {}
+        for kind, pool in ((MASK_RINGS, self.numbers), (MASK_RLE, self.counts)):
+            chosen = np.flatnonzero(kinds == kind)
+            pieces = [pool[first:last] for first, last in self.spans[start:stop][chosen].tolist()]
+            spans[chosen] = _ends([len(piece) for piece in pieces])
+            pools[kind] = np.concatenate([pool[:0], *pieces])
+        chosen = np.flatnonzero(kinds == MASK_TEXT)
+        texts = self.raws[start:stop][chosen].tolist()
+        spans[chosen] = _ends([len(memoryview(text)) for text in texts])
+        text = np.frombuffer(bytearray().join(texts), np.uint8)
+        return Masks(kinds, spans, text, pools[MASK_RINGS], pools[MASK_RLE])
+
+
+def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """int64 (k, 2): start and stop of pieces of these lengths, end to end."""
+    stops = np.cumsum(lengths, dtype=np.int64)
+    return np.stack([stops - np.array(lengths, np.int64), stops], axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +145,7 @@ class Records:
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     difficult: NDArray[np.bool_]
-    masks: Masks | None = None
+    masks: Masks | RawMasks | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -203,18 +232,3 @@ class Dataset:
     format: str
     splits: tuple[Split, ...]
     categories: tuple[Category, ...]
-
-
-@kernel
-def _gathered(pool: NDArray[Any], pieces: NDArray[np.int64]) -> NDArray[Any]:
-    """The stretches `pieces` int64 (k, 2) of a pool, end to end."""
-    total = 0
-    for piece in range(len(pieces)):
-        total += pieces[piece, 1] - pieces[piece, 0]
-    packed = np.empty(total, pool.dtype)
-    position = 0
-    for piece in range(len(pieces)):
-        for index in range(pieces[piece, 0], pieces[piece, 1]):
-            packed[position] = pool[index]
-            position += 1
-    return packed

@@ -21,9 +21,8 @@ from tokenlabels import check
 from tokenlabels.annotations import Dataset, Split
 from tokenlabels.card import card_text
 from tokenlabels.check import FindingLog
-from tokenlabels.checking import report_empty_masks
 from tokenlabels.errors import ParameterError, TokenLabelsError
-from tokenlabels.executors import Executor, ProcessExecutor, SerialExecutor
+from tokenlabels.executors import Executor, ProcessExecutor, Run, SerialExecutor
 from tokenlabels.grid import ImageSizeLike, PatchGrid, PatchLike, parse_grids
 from tokenlabels.images import check_files, report_listing
 from tokenlabels.output import (
@@ -38,13 +37,13 @@ from tokenlabels.output import (
 )
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build
-from tokenlabels.rules import RuleSpec, label_records
+from tokenlabels.rules import RuleSpec
 from tokenlabels.select import Selection, select
 from tokenlabels.shards import SCHEMA_VERSION, ShardHeader, build_table, encoded_size, schema_of, shard_name
 from tokenlabels.sources import find_source
 from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.masks import Rasterizer
-from tokenlabels.tasks import ShardTask, write_shards
+from tokenlabels.tasks import ShardTask
 from tokenlabels.totals import totals
 
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -231,7 +230,7 @@ def build(
     executor = make_executor(workers, found.input_bytes())
     with executor:
         executor.start()
-        plan = make_plan(found, chosen, log, progress, threads=executor.workers, rasterizer=rasterizer)
+        plan = make_plan(found, chosen, log, progress, run=executor.run, rasterizer=rasterizer)
         if is_complete(folder, plan.parameters):
             clear_state(folder)
             progress.note(f"{folder} holds this build already, every shard as it should be.")
@@ -276,7 +275,7 @@ def make_plan(
     log: FindingLog,
     progress: Progress,
     *,
-    threads: int = 1,
+    run: Run | None = None,
     rasterizer: Rasterizer = "kernel",
 ) -> Plan:
     """Read, check and select; nothing is written.
@@ -289,7 +288,7 @@ def make_plan(
         masks=options.rule.kind.reads_masks or options.check == "full",
         shapes=options.check == "full",
         limit=options.limit,
-        threads=threads,
+        run=run or SerialExecutor().run,
         rasterizer=rasterizer,
         progress=progress.stage,
     )
@@ -302,6 +301,8 @@ def make_plan(
     if options.on_error == "raise":
         log.raise_errors()
     if options.check == "full" and not options.rule.kind.reads_masks:
+        from tokenlabels.checking import report_empty_masks
+
         for split in splits:
             report_empty_masks(split, log, progress)
     for split in splits:
@@ -319,11 +320,14 @@ def make_plan(
 
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
     """Bytes that the shards of a plan will take, from building a few hundred of its images in memory."""
+    from tokenlabels.scoring import label_records
+
     total = 0.0
     for split, sizes in zip(plan.dataset.splits, plan.image_bytes, strict=True):
         chosen = np.zeros(len(split.records), np.bool_)
         chosen[np.linspace(0, len(chosen) - 1, min(_ESTIMATE_IMAGES, len(chosen))).astype(np.int64)] = True
         records = split.records.keep_images(chosen)
+        records = records.block(0, len(records))
         axes = [grid.axes(records.widths, records.heights) for grid in options.grids]
         labelled, _ = label_records(records, axes, options.rule)
         for grid, labels in zip(options.grids, labelled, strict=True):
@@ -363,7 +367,7 @@ def _run(
     progress.stage("building shards", plan.images)
     progress.advance(sum(entry.shard.rows for entry in finished.values()) // len(options.grids))
     entries = dict(finished)
-    for written in executor.run(write_shards, tasks):
+    for written in executor.run("tokenlabels.tasks:write_shards", tasks):
         entries |= {entry.shard.file: entry for entry in written}
         progress.advance(sum(entry.shard.rows for entry in written) // len(options.grids))
     return [entries[file] for file in _planned_files(plan, options)]

@@ -7,16 +7,23 @@ import numpy as np
 from tokenlabels import check
 from tokenlabels.annotations import Dataset, Split
 from tokenlabels.check import FindingLog
+from tokenlabels.executors import Run, SerialExecutor
 from tokenlabels.images import check_files, report_listing
 from tokenlabels.progress import Progress, Silent
-from tokenlabels.rules import RuleSpec, label_records
+from tokenlabels.rules import RuleSpec
+from tokenlabels.scoring import label_records
 from tokenlabels.sources.base import Reading, Source
 
 _BLOCK = 1024
 
 
 def check_source(
-    source: Source, log: FindingLog, *, limit: int | None = None, threads: int = 1, progress: Progress | None = None
+    source: Source,
+    log: FindingLog,
+    *,
+    limit: int | None = None,
+    run: Run | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Read a source and look for every fault: entries, boxes, masks, polygon shapes, and image files where they are.
 
@@ -24,7 +31,7 @@ def check_source(
         source: what to check.
         log: receives the findings, with the severities of the rule it was made for.
         limit: look at the first images of each split only.
-        threads: threads that may scan.
+        run: runs work that can be shared out, by default in this process.
         progress: told about stages and steps.
 
     Returns:
@@ -34,7 +41,8 @@ def check_source(
         TokenLabelsError: a file as a whole cannot be read.
     """
     progress = progress or Silent()
-    reading = Reading(masks=True, shapes=True, limit=limit, threads=threads, progress=progress.stage)
+    run = run or SerialExecutor().run
+    reading = Reading(masks=True, shapes=True, limit=limit, run=run, progress=progress.stage)
     dataset = source.read(reading, log)
     for split in dataset.splits:
         progress.stage(f"drawing masks of {split.name}", len(split.records))

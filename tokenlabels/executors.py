@@ -14,16 +14,17 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 from tokenlabels.errors import TokenLabelsError, WorkerDiedError
 
-T = TypeVar("T")
-R = TypeVar("R")
+Run: TypeAlias = Callable[[str, Iterable[Any]], Iterator[Any]]
+"""`Executor.run`."""
 
 _PRELOADED = "tokenlabels.worker"
 
@@ -36,8 +37,12 @@ class Executor(Protocol):
     def start(self) -> None:
         """Begin whatever takes time, in the background, so that it is ready when `run` is called."""
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """Apply a module-level function to every task; results come in any order, tasks are drawn when needed."""
+    def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
+        """Apply a function, named `module:function`, to every task.
+
+        Results come in any order, tasks are drawn when they are needed. The name is resolved where the task runs, so
+        that this process need not import what only workers use.
+        """
 
     def __enter__(self) -> Executor: ...
 
@@ -54,9 +59,9 @@ class SerialExecutor:
     def start(self) -> None:
         """See `Executor`."""
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
         """See `Executor`."""
-        return map(function, tasks)
+        return map(_resolved(function), tasks)
 
     def __enter__(self) -> SerialExecutor:
         return self
@@ -108,7 +113,7 @@ class ProcessExecutor:
         except (OSError, EOFError, RuntimeError) as fault:
             self._start_fault = fault
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
         """See `Executor`."""
         self.start()
         assert self._starter is not None
@@ -173,6 +178,13 @@ class ProcessExecutor:
         self._starter = None
         self._start_fault = None
         self._cancelled = False
+
+
+def _resolved(name: str) -> Callable[[Any], Any]:
+    """The function that `module:function` names."""
+    module, _, attribute = name.partition(":")
+    function: Callable[[Any], Any] = getattr(import_module(module), attribute)
+    return function
 
 
 def _died(worker: _Worker) -> WorkerDiedError:
@@ -244,7 +256,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
             function, task = connection.recv()
             answer: tuple[bool, Any]
             try:
-                answer = True, function(task)
+                answer = True, _resolved(function)(task)
             except TokenLabelsError as fault:
                 answer = False, fault
             except MemoryError:

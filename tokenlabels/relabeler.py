@@ -28,7 +28,8 @@ from tokenlabels.output import (
 )
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build, read_header
-from tokenlabels.rules import CellLabels, check_tau, label_scores
+from tokenlabels.rules import check_tau
+from tokenlabels.scoring import CellLabels, label_scores
 from tokenlabels.shards import OBJECT_FIELDS, ShardHeader, ShardWriter, lists, numbers, schema_of
 from tokenlabels.totals import LabelSums, totals
 

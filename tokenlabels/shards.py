@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from tokenlabels.annotations import Category, Records
 from tokenlabels.errors import OutputError
 from tokenlabels.grid import PatchGrid
-from tokenlabels.rules import CellLabels, PaddingPolicy, Policy, RuleName, RuleSpec
+from tokenlabels.rules import PaddingPolicy, Policy, RuleName, RuleSpec
+
+if TYPE_CHECKING:
+    from tokenlabels.scoring import CellLabels  # loads the kernels
 
 SCHEMA_VERSION = 1
 

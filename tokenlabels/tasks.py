@@ -15,7 +15,6 @@ from tokenlabels.annotations import Records
 from tokenlabels.check import EXAMPLES_PER_CODE
 from tokenlabels.errors import TokenLabelsError
 from tokenlabels.output import JournalEntry, write_journal
-from tokenlabels.rules import label_records
 from tokenlabels.shards import ShardHeader, ShardWriter, build_table, row_group_spans, schema_of, shard_name
 from tokenlabels.totals import LabelSums
 
@@ -56,6 +55,8 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
         OutputError: a shard cannot be written.
         TokenLabelsError: an image to embed cannot be read.
     """
+    from tokenlabels.scoring import label_records  # loads the kernels, where the work is done
+
     records = task.records
     spec = task.headers[0].spec
     grids = [header.patch_grid().axes(records.widths, records.heights) for header in task.headers]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tokenlabels.rules import CellLabels
+if TYPE_CHECKING:
+    from tokenlabels.scoring import CellLabels  # loads the kernels
 
 
 class LabelSums(msgspec.Struct, frozen=True):

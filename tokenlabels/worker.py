@@ -14,16 +14,19 @@ import numpy as np
 
 from tokenlabels.annotations import MASK_RLE, MASK_TEXT, Masks, Records
 from tokenlabels.grid import PatchGrid
-from tokenlabels.rules import RuleSpec, label_records
+from tokenlabels.rules import RuleSpec
+from tokenlabels.scoring import label_records
+from tokenlabels.sources.mask_check import check_masks
+from tokenlabels.sources.masks import MaskChunk
 from tokenlabels.tasks import write_shards
 
-__all__ = ["warm_up", "write_shards"]
+__all__ = ["check_masks", "warm_up", "write_shards"]
 
 
 def warm_up() -> None:
     """Compile or load every kernel on one tiny image, so that forked workers share the machine code."""
     side = np.array([4], np.int32)
-    text = np.frombuffer(b"[[0, 0, 4, 0, 4, 4]]", np.uint8)
+    text = np.frombuffer(bytearray(b"[[0, 0, 4, 0, 4, 4]]"), np.uint8)
     records = Records(
         image_ids=["1"],
         file_names=["1.jpg"],
@@ -46,7 +49,8 @@ def warm_up() -> None:
     )
     axes = PatchGrid.parse(2, 4).axes(side, side)
     for rule in ("overlap", "pixel-ratio"):
-        label_records(records.block(0, 1), [axes], RuleSpec.make(rule, crowd="ignore"))
+        label_records(records, [axes], RuleSpec.make(rule, crowd="ignore"))
+    check_masks(MaskChunk(0, text.tobytes(), np.array([len(text)]), side, side, False, "kernel"))
 
 
 warm_up()

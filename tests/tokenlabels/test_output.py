@@ -273,12 +273,12 @@ def test_interrupted_while_the_kernels_are_compiled(
 def test_a_pool_that_failed_does_not_spoil_the_next() -> None:
     def fail() -> None:
         with ProcessExecutor(2) as pool:
-            list(pool.run(int, ["1", "x", "2"]))
+            list(pool.run("builtins:int", ["1", "x", "2"]))
 
     with pytest.raises(ValueError, match="invalid literal"):
         fail()
     with ProcessExecutor(2) as pool:
-        assert sorted(pool.run(int, map(str, range(20)))) == list(range(20))
+        assert sorted(pool.run("builtins:int", map(str, range(20)))) == list(range(20))
 
 
 @pytest.mark.slow

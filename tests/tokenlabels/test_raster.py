@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from tokenlabels.raster import add_ring, add_rle, count_crossings, count_rle_runs, merge_runs
-from tokenlabels.sources.masks import decode_counts
+from tokenlabels.sources.mask_check import decode_counts
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode
 

@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from tokenlabels.annotations import MASK_RINGS, MASK_RLE, MASK_TEXT, Records
+from tokenlabels.annotations import MASK_RINGS, MASK_RLE, MASK_TEXT, Masks, Records
 from tokenlabels.check import FindingLog
 from tokenlabels.coverage import FOREGROUND, column_runs_of_image
 from tokenlabels.errors import ParameterError
+from tokenlabels.executors import SerialExecutor
 from tokenlabels.grid import PatchGrid
-from tokenlabels.rules import RULES, CellLabels, RuleSpec, check_tau, label_records
+from tokenlabels.rules import RULES, RuleSpec, check_tau
+from tokenlabels.scoring import CellLabels, label_records
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco import CocoSource
 from tokenlabels.sources.masks import pack_masks
@@ -108,6 +110,7 @@ def records_of(*pictures: Picture) -> Records:
         np.repeat(widths, counts),
         np.repeat(heights, counts),
         refuse,
+        run=SerialExecutor().run,
     )
     assert usable.all()
     return Records(
@@ -122,7 +125,7 @@ def records_of(*pictures: Picture) -> Records:
         areas=np.ones(len(things), np.float64),
         crowd=np.array([thing.crowd for thing in things], np.bool_),
         difficult=np.zeros(len(things), np.bool_),
-        masks=masks,
+        masks=masks.block(0, len(things)),
     )
 
 
@@ -404,7 +407,7 @@ WIDE = "[[1e0, 1, 9, 1, 9, 9], [0, 10, 64, 10.5, 0, 20, 64, 20.5, 0, 30, 64, 40]
 def test_kernels_ask_for_room_before_they_write_runs(picture: Picture, room: int) -> None:
     """Compiled code does not check bounds: the arrays are parts of larger ones, which must not change elsewhere."""
     masks = records_of(picture).masks
-    assert masks is not None
+    assert isinstance(masks, Masks)
     count = len(picture.things)
     roles, empty = np.full(count, FOREGROUND, np.uint8), np.zeros(count, np.bool_)
     pools = (roles, masks.kinds, masks.spans, masks.text, masks.numbers, masks.counts, empty)
@@ -783,7 +786,7 @@ def test_every_image_of_coco_against_the_oracles(coco_root: Path) -> None:
         things: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
         for annotation in document["annotations"]:
             things[annotation["image_id"]].append(annotation)
-        records = split.records
+        records = split.records.block(0, len(split.records))  # packed, as a task has them
         assert list(records.image_ids) == [str(image["id"]) for image in images]
         axes = grid.axes(records.widths, records.heights)
         scores = {

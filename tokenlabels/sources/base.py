@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tokenlabels.annotations import Dataset
 from tokenlabels.check import FindingLog
+from tokenlabels.executors import Run, SerialExecutor
 from tokenlabels.sources.masks import Rasterizer
 
 
@@ -19,7 +20,7 @@ class Reading:
         masks: read instance masks.
         shapes: check every polygon with shapely.
         limit: keep only the first images of each split.
-        threads: threads that may scan.
+        run: runs work that can be shared out, see `executors.Executor.run`.
         rasterizer: who turns polygons into pixels.
         progress: called with a sentence when a new stage begins.
     """
@@ -27,7 +28,7 @@ class Reading:
     masks: bool = False
     shapes: bool = False
     limit: int | None = None
-    threads: int = 1
+    run: Run = SerialExecutor().run
     rasterizer: Rasterizer = "kernel"
     progress: Callable[[str], None] = lambda _stage: None
 

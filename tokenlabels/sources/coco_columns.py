@@ -256,12 +256,12 @@ def _with_masks(
         records.widths[rows[chosen]],
         records.heights[rows[chosen]],
         report,
-        threads=reading.threads,
+        run=reading.run,
         shapes=reading.shapes,
         rasterizer=reading.rasterizer,
     )
     places = np.searchsorted(chosen, order)
-    masks, usable = masks.reordered(places), usable[places]
+    masks, usable = masks.keep(places), usable[places]
     if notes.severity_is_error(check.MASK_MALFORMED):
         return replace(records, masks=masks).keep(usable)
     return replace(records, masks=masks.blanked(~usable))

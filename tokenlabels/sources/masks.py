@@ -1,13 +1,11 @@
-"""Raw COCO segmentations -> `Masks`: every one checked, nothing decoded that can wait.
+"""Raw COCO segmentations -> `RawMasks`, by way of workers that check them chunk by chunk.
 
-Plain polygons stay JSON text, which the compiled kernels read themselves. The rest (run lengths, unusual numbers) is
-decoded here. Format: https://cocodataset.org/#format-data and the comments of pycocotools' `maskApi.h`.
+Nothing here needs the compiled kernels, which take a second to load: with worker processes the parent never loads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -15,43 +13,62 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenlabels import check
-from tokenlabels.annotations import MASK_RINGS, MASK_RLE, MASK_TEXT, MAX_COORDINATE, Masks
-from tokenlabels.check import Kind
-from tokenlabels.kernel import kernel
-from tokenlabels.polygon_text import parse_polygons
-from tokenlabels.raster import LATTICE, count_crossings
-from tokenlabels.sources.coco_json import lenient_loads
+from tokenlabels.annotations import MASK_RLE, MASK_TEXT, RawMasks
+from tokenlabels.check import KINDS, Kind
+from tokenlabels.executors import Run
 
 Rasterizer: TypeAlias = Literal["kernel", "pycocotools"]
-
-MAX_CROSSINGS = 1 << 24
-"""Crossings of pixel columns in one mask; real outlines have thousands, a bomb has billions."""
-
-MAX_OUTLINE = 1 << 26
-"""Lattice points of one mask's outline that pycocotools may be asked to walk (it allocates 16 bytes for each)."""
-
-_CHUNK = 16_384
 
 Report: TypeAlias = Callable[[int, Kind, str], None]
 """Called with the index of a mask, what kind of fault it has, and what is wrong in a few words."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """A mask that is no plain text: either rings of numbers or run lengths."""
-
-    rings: list[NDArray[np.float64]] | None = None
-    counts: NDArray[np.int64] | None = None
+_CHUNK = 16_384
 
 
-class MaskError(Exception):
-    """A segmentation that cannot be a mask of its image."""
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskChunk:
+    """Some of the segmentations of a file, for one task.
 
-    def __init__(self, kind: Kind, problem: str) -> None:
-        self.kind = kind
-        self.problem = problem
-        super().__init__(problem)
+    Attributes:
+        index: number of the chunk.
+        text: undecoded JSON, end to end.
+        lengths: int64 (k,), bytes of each mask in `text`.
+        widths: int32 (k,), pixels of the image of each mask.
+        heights: int32 (k,).
+        shapes: also look for polygons that cross themselves or have no area (shapely; slow).
+        rasterizer: `pycocotools` turns every polygon into run lengths with that library instead of the kernel.
+    """
+
+    index: int
+    text: bytes
+    lengths: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    shapes: bool
+    rasterizer: Rasterizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckedMasks:
+    """What a worker found of a chunk.
+
+    Attributes:
+        index: number of the chunk.
+        kinds: uint8 (k,), see `annotations.Masks`.
+        spans: int64 (k, 2), into the pools below; of a plain text, into the chunk's.
+        numbers: float64, rings that are no plain text.
+        counts: int64, run lengths.
+        usable: bool (k,).
+        faults: (mask, code of the kind, what is wrong) of each fault.
+    """
+
+    index: int
+    kinds: NDArray[np.uint8]
+    spans: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    usable: NDArray[np.bool_]
+    faults: tuple[tuple[int, str, str], ...]
 
 
 def pack_masks(
@@ -60,276 +77,56 @@ def pack_masks(
     heights: NDArray[np.int32],
     report: Report,
     *,
-    threads: int = 1,
+    run: Run,
     shapes: bool = False,
     rasterizer: Rasterizer = "kernel",
-) -> tuple[Masks, NDArray[np.bool_]]:
-    """Check m segmentations and pack them.
+) -> tuple[RawMasks, NDArray[np.bool_]]:
+    """Check m segmentations.
 
     Args:
         raws: m undecoded JSON values.
         widths: int32 (m,), of the image of each mask.
         heights: int32 (m,).
-        report: receives every fault.
-        threads: threads that scan text.
-        shapes: also report polygons that cross themselves or have no area (shapely; slow).
-        rasterizer: `pycocotools` turns every polygon into run lengths with that library instead of the kernel.
+        report: receives every fault, in order.
+        run: runs the checks, see `executors.Executor.run`.
+        shapes: see `MaskChunk`.
+        rasterizer: see `MaskChunk`.
 
     Returns:
         The masks, and bool (m,): usable.
     """
-    lengths = np.fromiter(map(len, map(cast(Any, memoryview), raws)), np.int64, len(raws))
-    ends = np.cumsum(lengths)
-    spans = np.stack([ends - lengths, ends], axis=1)
-    kinds = np.full(len(raws), MASK_TEXT, np.uint8)
-    text = np.frombuffer(b"".join(raws), np.uint8)
-    plain = np.zeros(len(raws), np.bool_)
-    if rasterizer == "kernel":
-        with ThreadPoolExecutor(threads) as pool:
-            for start in range(0, len(raws), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                pool.submit(_scan, text, spans[part], widths[part], plain[part])
-    usable = np.ones(len(raws), np.bool_)
-    numbers, counts = _Pool(np.float64), _Pool(np.int64)
-    for index in np.flatnonzero(~plain).tolist():
-        try:
-            width, height = int(widths[index]), int(heights[index])
-            decoded = _fast_rle(raws[index], width, height) or decode_segmentation(raws[index], width, height)
-            if rasterizer == "pycocotools" and decoded.rings is not None:
-                decoded = _Decoded(counts=_rasterized(decoded.rings, width, height))
-        except MaskError as fault:
-            report(index, fault.kind, fault.problem)
-            usable[index] = False
-            continue
-        if decoded.rings is not None:
-            kinds[index] = MASK_RINGS
-            spans[index] = numbers.append([part for ring in decoded.rings for part in (np.array([len(ring)]), ring)])
-        elif decoded.counts is not None:
-            kinds[index] = MASK_RLE
-            spans[index] = counts.append([decoded.counts])
-    if shapes:
-        _report_shapes(raws, usable, report)
-    return Masks(kinds, spans, text, numbers.array(), counts.array()), usable
-
-
-class _Pool:
-    """Arrays put end to end."""
-
-    def __init__(self, dtype: Any) -> None:
-        self._dtype = dtype
-        self._parts: list[NDArray[Any]] = []
-        self._size = 0
-
-    def append(self, parts: Sequence[NDArray[Any]]) -> tuple[int, int]:
-        """Add arrays; returns their common (start, stop)."""
-        start = self._size
-        for part in parts:
-            self._parts.append(part)
-            self._size += len(part)
-        return start, self._size
-
-    def array(self) -> NDArray[Any]:
-        return np.concatenate([np.zeros(0, self._dtype), *self._parts]).astype(self._dtype, copy=False)
-
-
-@kernel
-def _scan(
-    text: NDArray[np.uint8], spans: NDArray[np.int64], widths: NDArray[np.int32], plain: NDArray[np.bool_]
-) -> None:
-    """Set `plain[k]` where mask k is text that `parse_polygons` takes and that has no absurd count of crossings."""
-    longest = np.int64(0)
-    for k in range(len(spans)):
-        longest = max(longest, spans[k, 1] - spans[k, 0])
-    room = longest // 2 + 1
-    xy, ring_stops = np.empty(room, np.float64), np.empty(room // 6 + 1, np.int64)
-    for k in range(len(spans)):
-        rings = parse_polygons(text, spans[k, 0], spans[k, 1], xy, ring_stops)
-        plain[k] = rings > 0
-        if rings > 0 and (ring_stops[rings - 1] // 2) * np.int64(widths[k]) > MAX_CROSSINGS:
-            total, start = 0, 0
-            for ring in range(rings):
-                total += count_crossings(xy, start, ring_stops[ring], widths[k])
-                start = ring_stops[ring]
-            plain[k] = total <= MAX_CROSSINGS
-
-
-class _Rle(msgspec.Struct):
-    size: tuple[int, int]
-    counts: msgspec.Raw
-
-
-_RLE_DECODER = msgspec.json.Decoder(_Rle)
-
-
-def _fast_rle(raw: msgspec.Raw, width: int, height: int) -> _Decoded | None:
-    """A well-formed RLE of this size, its numbers read without Python objects; None for anything else."""
-    try:
-        rle = _RLE_DECODER.decode(raw)
-        counts = bytes(rle.counts)
-        if counts.startswith(b'"'):
-            lengths = decode_counts(np.frombuffer(msgspec.json.decode(counts, type=str).encode(), np.uint8))
-        else:
-            lengths = _parse_counts(np.frombuffer(counts, np.uint8))
-    except (msgspec.MsgspecError, UnicodeEncodeError):
-        return None
-    fills = len(lengths) > 0 and int(lengths.min()) >= 0 and int(lengths.sum()) == width * height
-    return _Decoded(counts=lengths) if fills and rle.size == (height, width) else None
-
-
-@kernel
-def _parse_counts(text: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Whole numbers of up to ten digits from `[1, 2, ...]`; an empty array where the text is anything else."""
-    counts = np.empty(len(text) // 2 + 1, np.int64)
-    if len(text) < 3 or text[0] != 91 or text[-1] != 93:
-        return counts[:0]
-    used, digits, value, closed = 0, 0, np.int64(0), False
-    for byte in text[1:]:
-        if 48 <= byte <= 57 and not closed:
-            value = value * 10 + (np.int64(byte) - 48)
-            digits += 1
-            if digits > 10:
-                return counts[:0]
-        elif byte == 44 or byte == 93:
-            if digits == 0:
-                return counts[:0]
-            counts[used] = value
-            used += 1
-            value, digits, closed = np.int64(0), 0, False
-        elif byte == 32 or byte == 9 or byte == 10 or byte == 13:
-            closed = digits > 0
-        else:
-            return counts[:0]
-    return counts[:used]
-
-
-def decode_segmentation(raw: msgspec.Raw | bytes, width: int, height: int) -> _Decoded:
-    """Rings or run lengths of one segmentation, whatever form it has.
-
-    Raises:
-        MaskError: it is no mask of an image of that size.
-    """
-    if not len(memoryview(raw)):
-        raise MaskError(check.MASK_MISSING, "has no segmentation")
-    try:
-        value = msgspec.json.decode(raw)
-    except msgspec.ValidationError:  # a number beyond float64: the standard library reads it as infinity
-        value = lenient_loads(bytes(raw))
-    except (UnicodeDecodeError, RecursionError):
-        raise MaskError(check.MASK_MALFORMED, "has a segmentation that is no UTF-8 or nested too deeply") from None
-    if value is None or value == [] or value == {}:
-        raise MaskError(check.MASK_MISSING, "has an empty segmentation")
-    if isinstance(value, dict):
-        return _Decoded(counts=_run_lengths(value, width, height))
-    if not isinstance(value, list) or not all(isinstance(ring, list) for ring in value):
-        raise MaskError(check.MASK_MALFORMED, "has a segmentation that is neither a list of polygons nor an RLE")
-    if not any(value):
-        raise MaskError(check.MASK_MISSING, "has a segmentation without points")
-    rings = [_ring(ring) for ring in value]
-    crossings = sum(count_crossings(ring, 0, len(ring), width) for ring in rings)
-    if crossings > MAX_CROSSINGS:
-        raise MaskError(check.RING_WILD, f"has a polygon that crosses the image's columns {crossings} times")
-    return _Decoded(rings=rings)
-
-
-def _ring(values: list[Any]) -> NDArray[np.float64]:
-    if not all(value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values):
-        raise MaskError(check.MASK_MALFORMED, "has a polygon with something that is no number")
-    if len(values) % 2:
-        raise MaskError(check.RING_ODD, f"has a polygon of {len(values)} numbers, an odd count")
-    if len(values) < 6:
-        raise MaskError(check.RING_SHORT, f"has a polygon of {len(values) // 2} points")
-    try:
-        ring = np.array([np.nan if value is None else value for value in values], np.float64)
-    except OverflowError:
-        ring = np.array([np.inf])
-    if not (np.abs(ring) <= MAX_COORDINATE).all():
-        raise MaskError(check.RING_WILD, f"has a polygon coordinate that is not finite or beyond {MAX_COORDINATE:.0f}")
-    return ring
-
-
-def _run_lengths(value: dict[str, Any], width: int, height: int) -> NDArray[np.int64]:
-    size, counts = value.get("size"), value.get("counts")
-    if not isinstance(size, list) or len(size) != 2:
-        raise MaskError(check.RLE_MALFORMED, "has an RLE without a size [height, width]")
-    if size != [height, width]:
-        shown = f"{size[0]!r} x {size[1]!r}"[:60]
-        raise MaskError(check.RLE_SIZE, f"has an RLE of size {shown}, the image is {height} x {width} (height x width)")
-    if isinstance(counts, str):
-        lengths = decode_counts(np.frombuffer(counts.encode(), np.uint8))
-    elif isinstance(counts, list) and all(isinstance(n, int) and 0 <= n <= width * height for n in counts):
-        lengths = np.array(counts, np.int64)
-    else:
-        raise MaskError(check.RLE_MALFORMED, "has RLE counts that are no list of whole numbers and no text")
-    if len(lengths) == 0 or (lengths < 0).any() or int(lengths.sum()) != width * height:
-        raise MaskError(check.RLE_MALFORMED, f"has RLE counts that do not add up to {width} x {height} pixels")
-    return lengths
-
-
-@kernel
-def decode_counts(text: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Run lengths from pycocotools' compressed text; an empty array where the text is malformed.
-
-    Each number is cut into groups of five bits, lowest first, one character (48 + group) each; bit 6 says that more
-    follow, bit 5 of the last is the sign. From the fourth number on it is the difference to the one two before.
-    """
-    counts = np.empty(len(text), np.int64)
-    used = 0
-    position = 0
-    while position < len(text):
-        value = np.int64(0)
-        shift = 0
-        more = True
-        while more:
-            if position == len(text) or text[position] < 48 or text[position] > 111 or shift > 30:
-                return counts[:0]
-            group = np.int64(text[position]) - 48
-            position += 1
-            value |= (group & 31) << shift
-            shift += 5
-            more = (group & 32) != 0
-            if not more and group & 16:
-                value |= np.int64(-1) << shift
-        if used > 2:
-            value += counts[used - 2]
-        counts[used] = value
-        used += 1
-    return counts[:used]
-
-
-def _rasterized(rings: list[NDArray[np.float64]], width: int, height: int) -> NDArray[np.int64]:
-    """Run lengths of the union of rings, by pycocotools."""
-    from pycocotools import mask as coco_mask
-
-    outline = sum(
-        float(np.abs(np.diff(ring.reshape(-1, 2), axis=0, append=ring[:2].reshape(1, 2))).sum()) for ring in rings
+    chunks = _chunks(raws, widths, heights, shapes, rasterizer)
+    checked: list[CheckedMasks] = sorted(
+        run("tokenlabels.sources.mask_check:check_masks", chunks), key=lambda part: part.index
     )
-    if outline * LATTICE > MAX_OUTLINE:
-        raise MaskError(check.RING_WILD, f"has a polygon outline of {outline:.0f} pixels")
-    merged = coco_mask.merge(coco_mask.frPyObjects([ring.tolist() for ring in rings], height, width))
-    return decode_counts(np.frombuffer(merged["counts"], np.uint8))
+    numbers = np.concatenate([np.zeros(0), *(part.numbers for part in checked)])
+    counts = np.concatenate([np.zeros(0, np.int64), *(part.counts for part in checked)])
+    kinds = np.concatenate([np.zeros(0, np.uint8), *(part.kinds for part in checked)])
+    usable = np.concatenate([np.zeros(0, np.bool_), *(part.usable for part in checked)])
+    spans = np.zeros((len(raws), 2), np.int64)
+    before = {"numbers": 0, "counts": 0}
+    for part in checked:
+        start = part.index * _CHUNK
+        shift = np.where(part.kinds == MASK_RLE, before["counts"], before["numbers"])
+        spans[start : start + len(part.spans)] = part.spans + shift[:, None]
+        before["numbers"] += len(part.numbers)
+        before["counts"] += len(part.counts)
+        for index, code, problem in part.faults:
+            report(start + index, KINDS[code], problem)
+    spans[kinds == MASK_TEXT] = 0
+    objects = np.fromiter(raws, np.object_, len(raws))  # not np.array, which would look into each for numbers
+    return RawMasks(kinds, spans, objects, numbers, counts), usable
 
 
-def _report_shapes(raws: Sequence[msgspec.Raw], usable: NDArray[np.bool_], report: Report) -> None:
-    """Rings that cross themselves or have no area, by shapely; run lengths have no rings."""
-    import shapely
-
-    for start in range(0, len(raws), _CHUNK):
-        owners: list[int] = []
-        rings: list[NDArray[np.float64]] = []
-        for index in range(start, min(start + _CHUNK, len(raws))):
-            if not usable[index] or bytes(memoryview(raws[index])[:1]) == b"{":
-                continue
-            for ring in msgspec.json.decode(raws[index], type=list[list[float]]):
-                owners.append(index)
-                rings.append(np.array(ring).reshape(-1, 2))
-        if not rings:
-            continue
-        owner_of_point = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-        polygons = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=owner_of_point))
-        flat = shapely.area(polygons) == 0
-        flat[flat] = shapely.area(shapely.convex_hull(polygons[flat])) == 0  # else two halves that cancel out
-        crossed = ~flat & ~shapely.is_valid(polygons)
-        for index in sorted({owners[k] for k in np.flatnonzero(flat)}):
-            report(index, check.RING_FLAT, "has a polygon of zero area")
-        for index in sorted({owners[k] for k in np.flatnonzero(crossed)}):
-            report(index, check.RING_CROSSED, "has a polygon that crosses itself")
+def _chunks(
+    raws: Sequence[msgspec.Raw],
+    widths: NDArray[np.int32],
+    heights: NDArray[np.int32],
+    shapes: bool,
+    rasterizer: Rasterizer,
+) -> Iterator[MaskChunk]:
+    for index, start in enumerate(range(0, len(raws), _CHUNK)):
+        part = slice(start, start + _CHUNK)
+        lengths = np.fromiter(map(len, map(cast(Any, memoryview), raws[part])), np.int64)
+        text = b"".join(raws[part])
+        yield MaskChunk(index, text, lengths, widths[part], heights[part], shapes, rasterizer)

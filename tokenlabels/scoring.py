@@ -1,0 +1,140 @@
+"""Records x grids -> scores -> labels, by a rule.
+
+A score is rounded to float32 and compared with float32(tau), so that relabelling from stored scores reproduces a build.
+Importing this loads the compiled kernels, which takes a second; a parent of worker processes does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenlabels import coverage
+from tokenlabels.annotations import Masks, Records
+from tokenlabels.grid import GridAxes
+from tokenlabels.labels import count_patches, label_cells
+from tokenlabels.rules import RuleSpec
+
+_ROLE_OF_POLICY = {"foreground": coverage.FOREGROUND, "background": coverage.SKIP, "ignore": coverage.IGNORED}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellLabels:
+    """n images labelled on one grid; cells of image i are `cells[i]:cells[i + 1]`, row-major.
+
+    Attributes:
+        axes: the grid of each image.
+        cells: int64 (n + 1,).
+        scores: float32, one per cell.
+        ignored: bool, one per cell: more than half covered by an ignored region, or ignored padding.
+        labels: uint8, one per cell: 1 foreground, 0 background, 255 ignore.
+        fg_count: int32 (n,).
+        ignore_count: int32 (n,).
+        patches: int32 (m,), label-1 cells that each annotation's box covers by at least half.
+    """
+
+    axes: GridAxes
+    cells: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    ignored: NDArray[np.bool_]
+    labels: NDArray[np.uint8]
+    fg_count: NDArray[np.int32]
+    ignore_count: NDArray[np.int32]
+    patches: NDArray[np.int32]
+
+
+def label_records(
+    records: Records, grids: Sequence[GridAxes], spec: RuleSpec
+) -> tuple[list[CellLabels], NDArray[np.bool_]]:
+    """Score and label n images on several grids in one pass.
+
+    Args:
+        records: n images with m annotations; with masks for a rule that reads them.
+        grids: the grids of these n images, one entry for each patch grid.
+        spec: the rule.
+
+    Returns:
+        One `CellLabels` per grid, and bool (m,): the annotation's mask holds no pixel (all false under a box rule).
+    """
+    images = len(records)
+    per_grid = np.array([axes.cells for axes in grids], np.int64).reshape(len(grids), images)
+    starts = np.zeros(per_grid.size + 1, np.int64)
+    np.cumsum(per_grid.ravel(), out=starts[1:])
+    cells = starts[:-1].reshape(per_grid.shape)
+    scores, ignored = np.zeros(starts[-1], np.float32), np.zeros(starts[-1], np.bool_)
+    roles = np.where(records.crowd, _ROLE_OF_POLICY[spec.crowd], coverage.FOREGROUND).astype(np.uint8)
+    empty = np.zeros(len(roles), np.bool_)
+    sizes = (records.widths, records.heights, records.offsets, roles)
+    geometry = (
+        np.array([axes.rows for axes in grids], np.int64).reshape(per_grid.shape),
+        np.array([axes.cols for axes in grids], np.int64).reshape(per_grid.shape),
+        np.array([axes.y for axes in grids], np.int64).reshape(*per_grid.shape, 3),
+        np.array([axes.x for axes in grids], np.int64).reshape(*per_grid.shape, 3),
+        cells,
+    )
+    if spec.kind.reads_masks:
+        masks = records.masks
+        assert isinstance(masks, Masks), "the source was not asked for masks, or they are not packed (Records.block)"
+        pools = (masks.text, masks.numbers, masks.counts)
+        coverage.mask_cell_shares(*sizes, masks.kinds, masks.spans, *pools, *geometry, scores, ignored, empty)
+    else:
+        coverage.box_cell_scores(*sizes, records.boxes, spec.rule == "jaccard", *geometry, scores, ignored)
+    labelled = []
+    for index, axes in enumerate(grids):
+        low, high = starts[index * images], starts[(index + 1) * images]
+        within = starts[index * images : (index + 1) * images + 1] - low
+        labelled.append(
+            label_scores(
+                records.widths,
+                records.heights,
+                axes,
+                within,
+                scores[low:high],
+                ignored[low:high],
+                records.offsets,
+                records.boxes.astype(np.float32),
+                spec,
+            )
+        )
+    return labelled, empty
+
+
+def label_scores(
+    widths: NDArray[np.int32],
+    heights: NDArray[np.int32],
+    axes: GridAxes,
+    cells: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    ignored: NDArray[np.bool_],
+    offsets: NDArray[np.int64],
+    boxes: NDArray[np.float32],
+    spec: RuleSpec,
+) -> CellLabels:
+    """Labels and counts of n images on one grid from their scores; the shapes are those of `CellLabels`.
+
+    `ignored` is completed in place with padding where the policy says so. `boxes` float32 (m, 4) are the annotated
+    boxes as a shard stores them, `offsets` int64 (n + 1,) the boxes of each image.
+    """
+    images = len(widths)
+    labels = np.empty(len(scores), np.uint8)
+    fg_count, ignore_count = np.empty(images, np.int32), np.empty(images, np.int32)
+    patches = np.empty(len(boxes), np.int32)
+    geometry = (axes.rows, axes.cols, axes.y, axes.x, cells[:-1])
+    label_cells(
+        widths,
+        heights,
+        *geometry,
+        scores,
+        np.float32(spec.tau),
+        spec.kind.inclusive,
+        spec.padding == "ignore",
+        ignored,
+        labels,
+        fg_count,
+        ignore_count,
+    )
+    count_patches(widths, heights, offsets, boxes, *geometry, labels, patches)
+    return CellLabels(axes, cells, scores, ignored, labels, fg_count, ignore_count, patches)
