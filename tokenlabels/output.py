@@ -10,6 +10,7 @@ OUT/manifest.json               written last; then `.build/` goes
 from __future__ import annotations
 
 import contextlib
+import glob
 import re
 import shutil
 from collections.abc import Iterator
@@ -40,6 +41,13 @@ class JournalEntry(msgspec.Struct, frozen=True):
 
 class _Tool(msgspec.Struct):
     name: Literal["tokenlabels"]
+
+
+class _Planned(msgspec.Struct):
+    """The part of the parameters that decides the names of shards."""
+
+    grids: list[dict[str, Any]]
+    sources: dict[str, Any]
 
 
 class _Listed(msgspec.Struct):
@@ -251,7 +259,7 @@ def _discard(out: Path) -> None:
         discarded.parent.mkdir(exist_ok=True)
         (out / MANIFEST).replace(discarded)
     listed = _load(discarded, _Listed)
-    files = {shard.file for shard in listed.shards} if listed else set()
+    files = {shard.file for shard in listed.shards} if listed else set(_planned(out))
     for path in (out / _STATE / "journal").glob("*/*.json"):
         entry = _load(path, JournalEntry)
         if entry is not None:
@@ -276,6 +284,16 @@ def _discard(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _planned(out: Path) -> Iterator[str]:
+    """Shards that the unfinished build here planned and that exist: one may be committed and not yet journalled."""
+    parameters = _load(out / _STATE / "parameters.json", _Planned)
+    for grid in parameters.grids if parameters else []:
+        for split in parameters.sources if parameters else []:
+            for path in out.glob(f"{glob.escape(grid['name'])}/{glob.escape(split)}-*.parquet"):
+                if re.fullmatch(r"-\d{5}-of-\d{5}\.parquet", path.name.removeprefix(split)):
+                    yield f"{path.parent.name}/{path.name}"
 
 
 def _load(path: Path, kind: type[S]) -> S | None:

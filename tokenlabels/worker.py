@@ -1,13 +1,16 @@
 """What a worker process needs: imported once by the fork server, so that its children start with everything loaded."""
 
+# ruff: noqa: E402  what decides how libraries load stands before them
+
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
-with contextlib.suppress(ValueError):  # not in a main thread: then nobody sends it Ctrl-C either
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+_PARENT = os.getppid()
+
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
@@ -21,6 +24,23 @@ from tokenlabels.sources.masks import MaskChunk
 from tokenlabels.tasks import write_shards
 
 __all__ = ["check_masks", "warm_up", "write_shards"]
+
+
+@contextlib.contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    """End this process soon after its parent, even by SIGKILL: compiling takes long, and a fork server looks after."""
+
+    def end_if_orphaned(*_: object) -> None:
+        if os.getppid() != _PARENT:
+            os._exit(1)
+
+    before = signal.signal(signal.SIGALRM, end_if_orphaned)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def warm_up() -> None:
@@ -53,4 +73,5 @@ def warm_up() -> None:
     check_masks(MaskChunk(0, text.tobytes(), np.array([len(text)]), side, side, False, "kernel"))
 
 
-warm_up()
+with _ending_with_parent():
+    warm_up()

@@ -270,6 +270,29 @@ def test_interrupted_while_the_kernels_are_compiled(
 
 
 @pytest.mark.slow
+def test_killed_while_the_kernels_are_compiled(
+    big: Path, command: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Nobody goes on compiling for a build that is gone."""
+    line = [command, "build", "coco", "--annotations", str(big), "--workers", "2", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    while not list(tmp_path.glob("cache/**/*.nbc")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = family(process)
+    assert children
+    process.kill()
+    process.wait()
+    assert gone(children, 2.0)
+
+
+@pytest.mark.slow
 def test_a_pool_that_failed_does_not_spoil_the_next() -> None:
     def fail() -> None:
         with ProcessExecutor(2) as pool:
