@@ -120,8 +120,18 @@ class StderrProgress:
             self._bar.update(self._task, completed=self._done)
 
     def note(self, text: str) -> None:
-        """A line on stderr."""
-        say(f"note: {text}")
+        """A line on stderr, above the bar."""
+        if self._bar is None:
+            say(f"note: {text}")
+        else:
+            self._bar.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take the bar away; called before anything is reported."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._shown = False
 
     def stage_seconds(self) -> dict[str, float]:
         """Wall seconds of each stage so far; stages of the same name are added up."""
@@ -144,6 +154,8 @@ class StderrProgress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._bar.start()
         self._show_stage()
@@ -160,8 +172,7 @@ class StderrProgress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.stop()
 
 
 def run_app(app: Callable[[], Any]) -> None:

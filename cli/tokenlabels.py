@@ -26,8 +26,9 @@ from cli.console import (
 from tokenlabels import __version__
 
 if TYPE_CHECKING:
-    from tokenlabels.builder import BuildOptions, Plan
+    from tokenlabels.builder import Plan
     from tokenlabels.check import FindingLog
+    from tokenlabels.options import BuildOptions
     from tokenlabels.reader import Build
     from tokenlabels.sources.base import Source
 
@@ -117,6 +118,7 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes
 
 _SAMPLE_IMAGES = 60
 _SAMPLE_FOLDER = "tokenlabels-sample"
+_LISTED_PER_CODE = 100
 
 
 def _print_version(wanted: bool) -> None:
@@ -201,8 +203,10 @@ def build(
     }
     out = out or Path(f"tokenlabels-{source.value}")
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
-        from tokenlabels.builder import BuildOptions, estimate_bytes, make_plan, new_log
         from tokenlabels.builder import build as build_shards
+        from tokenlabels.builder import estimate_bytes, make_plan, new_log
+        from tokenlabels.options import BuildOptions
+        from tokenlabels.output import check_ownership
 
         chosen = BuildOptions.make(**options)
         if rule is RuleChoice.jaccard:
@@ -214,7 +218,9 @@ def build(
         with _located(source, root, annotations, images, split, sample, out.parent, keep=not dry_run) as found:
             started = time.perf_counter()
             if dry_run:
-                plan = make_plan(found, chosen, log, progress)
+                check_ownership(out)
+                plan = make_plan(found, chosen, log, progress, rasterizer=rasterizer.value)
+                progress.stop()
                 _report_plan(plan, chosen, log, estimate_bytes(plan, chosen), out, as_json=as_json)
                 return
             built = build_shards(
@@ -228,6 +234,7 @@ def build(
                 **options,
             )
         stages = progress.stage_seconds()
+        progress.stop()
         _report_build(built, time.perf_counter() - started, stages, _images_hint(found), as_json=as_json)
 
 
@@ -251,12 +258,13 @@ def check(
         from tokenlabels.check import FindingLog
         from tokenlabels.checking import check_source
 
-        log = FindingLog(masks_scored=rule is RuleChoice.pixel_ratio)
+        log = FindingLog(masks_scored=rule is RuleChoice.pixel_ratio, examples=None)
         with (
             _located(source, root, annotations, images, split, sample, Path(), keep=False) as found,
             make_executor(workers, found.input_bytes()) as executor,
         ):
             dataset = check_source(found, log, limit=limit, run=executor.run, progress=progress)
+        progress.stop()
         files = {part.name: {"file": part.file.file, "images": len(part.records)} for part in dataset.splits}
         if as_json:
             findings = _findings_json(log)
@@ -266,6 +274,7 @@ def check(
         else:
             if log.counts:
                 _print_findings(log)
+                _print_every_finding(log)
             images_seen = sum(len(part.records) for part in dataset.splits)
             print_line(
                 f"{images_seen} images: {log.error_count} errors, {log.warning_count} warnings under {rule.value}."
@@ -282,6 +291,7 @@ def verify(context: typer.Context, out: BuildArgument, as_json: JsonOption = Fal
         from tokenlabels.verifier import verify as verify_build
 
         found = verify_build(open_build(out), progress)
+        progress.stop()
         if as_json:
             print_json(
                 {
@@ -301,7 +311,7 @@ def verify(context: typer.Context, out: BuildArgument, as_json: JsonOption = Fal
             if found.fine:
                 print_line(f"{found.shards} shards, {found.bytes:,} bytes: all as the manifest says.")
             else:
-                say("run the same build command again to mend a build; it makes damaged shards anew.")
+                say("run the same build command again: it makes a damaged build anew.")
         if not found.fine:
             raise typer.Exit(1)
 
@@ -322,7 +332,9 @@ def relabel(
 
         started = time.perf_counter()
         built = relabel_build(open_build(build_folder), tau, out, overwrite=overwrite, progress=progress)
-        _report_build(built, time.perf_counter() - started, progress.stage_seconds(), {}, as_json=as_json)
+        stages = progress.stage_seconds()
+        progress.stop()
+        _report_build(built, time.perf_counter() - started, stages, {}, as_json=as_json)
 
 
 @app.command()
@@ -362,6 +374,7 @@ def sample(
 
         progress.stage("drawing images", images)
         made = write_sample(out, images=images, seed=seed, progress=progress.advance)
+        progress.stop()
         if as_json:
             print_json({"out": str(out), "images": made.images, "annotations": made.annotations, "splits": made.splits})
         else:
@@ -390,11 +403,13 @@ def _located(
         return
     if root or annotations or images:
         raise ParameterError("--sample makes its own data set: leave --root, --annotations and --images out.")
-    from tokenlabels.sample import write_sample
+    from tokenlabels.sample import MARKER, write_sample
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = beside / _SAMPLE_FOLDER if keep else Path(temporary) / _SAMPLE_FOLDER
-        write_sample(folder, images=_SAMPLE_IMAGES)
+        folder = beside / _SAMPLE_FOLDER
+        if not (folder / MARKER).is_file():  # else it is a finished sample, of whatever size somebody wanted
+            folder = folder if keep else Path(temporary) / _SAMPLE_FOLDER
+            write_sample(folder, images=_SAMPLE_IMAGES)
         yield find_source(source.value, root=folder, splits=split or ())
 
 
@@ -499,10 +514,8 @@ def _report_build(
     print_table(table)
     if manifest["findings"]:
         _print_manifest_findings(manifest)
-    print_line(
-        f"{image_count:,} images in {seconds:.1f} s ({image_count / seconds:,.0f} images/s); "
-        f"{len(built.shards)} shards, {_human(size)}, in {built.path}"
-    )
+    speed = f" in {seconds:.1f} s ({image_count / seconds:,.0f} images/s)" if "finishing" in stages else ""
+    print_line(f"{image_count:,} images{speed}; {len(built.shards)} shards, {_human(size)}, in {built.path}")
     _suggest(built, images)
 
 
@@ -555,6 +568,15 @@ def _print_findings(log: FindingLog) -> None:
             escape(printable(first)),
         )
     print_table(table)
+
+
+def _print_every_finding(log: FindingLog) -> None:
+    """A line for each finding, up to a screenful or two of one kind; --json has them all."""
+    for code, findings in sorted(log.examples.items()):
+        for finding in findings[:_LISTED_PER_CODE]:
+            print_line(f"{finding.severity} {finding}")
+        if len(findings) > _LISTED_PER_CODE:
+            print_line(f"... {len(findings) - _LISTED_PER_CODE:,} more of {code}: --json lists them all")
 
 
 def _print_manifest_findings(manifest: dict[str, Any]) -> None:

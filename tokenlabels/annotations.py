@@ -67,7 +67,7 @@ class Masks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawMasks:
-    """The m masks of a whole split, plain polygons as views into the annotation file.
+    """The m masks of a whole split, plain polygons as views into the bytes of the annotation file.
 
     Attributes:
         kinds: see `Masks`.

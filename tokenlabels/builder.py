@@ -6,25 +6,27 @@ knows which are finished, so that a killed build goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 import tokenlabels
-from tokenlabels import check
+from tokenlabels import check as kinds
 from tokenlabels.annotations import Dataset, Split
 from tokenlabels.card import card_text
 from tokenlabels.check import FindingLog
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.executors import Executor, ProcessExecutor, Run, SerialExecutor
-from tokenlabels.grid import ImageSizeLike, PatchGrid, PatchLike, parse_grids
+from tokenlabels.grid import ImageSizeLike, PatchGrid, PatchLike
 from tokenlabels.images import check_files, report_listing
+from tokenlabels.options import BuildOptions, CheckLevel, OnError
 from tokenlabels.output import (
     JournalEntry,
     build_lock,
@@ -32,13 +34,14 @@ from tokenlabels.output import (
     clear_state,
     finish,
     is_complete,
+    is_unfinished,
     remove_temporaries,
     resume,
 )
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build
 from tokenlabels.rules import RuleSpec
-from tokenlabels.select import Selection, select
+from tokenlabels.select import select
 from tokenlabels.shards import SCHEMA_VERSION, ShardHeader, build_table, encoded_size, schema_of, shard_name
 from tokenlabels.sources import find_source
 from tokenlabels.sources.base import Reading, Source
@@ -46,110 +49,12 @@ from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.tasks import ShardTask
 from tokenlabels.totals import totals
 
-OnError: TypeAlias = Literal["raise", "skip"]
-CheckLevel: TypeAlias = Literal["fast", "full"]
-
-SHARD_ROWS, SHARD_ROWS_WITH_IMAGES = 4096, 512
-
 _BYTES_PER_WORKER = 24 << 20
 """Annotation bytes below which a further worker process costs more than it saves."""
 
 _MAX_SHARDS = 99_999
 
 _ESTIMATE_IMAGES = 512
-
-
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """Everything that decides what a build holds; see `build` for the meaning of each."""
-
-    grids: tuple[PatchGrid, ...]
-    rule: RuleSpec
-    selection: Selection = field(default_factory=Selection)
-    scores: bool = True
-    embed_images: bool = False
-    limit: int | None = None
-    shard_rows: int = SHARD_ROWS
-    on_error: OnError = "raise"
-    check: CheckLevel = "fast"
-
-    @classmethod
-    def make(
-        cls,
-        *,
-        patch: PatchLike | Sequence[PatchLike] = 16,
-        image_size: ImageSizeLike | Sequence[ImageSizeLike] = 384,
-        resize: str = "squash",
-        max_size: int | None = None,
-        rule: str = "overlap",
-        tau: float | None = None,
-        crowd: str = "foreground",
-        padding: str = "background",
-        categories: Sequence[str] | None = None,
-        exclude_categories: Sequence[str] | None = None,
-        min_area: float = 0.0,
-        scores: bool = True,
-        embed_images: bool = False,
-        limit: int | None = None,
-        shard_rows: int | None = None,
-        on_error: OnError = "raise",
-        check: CheckLevel = "fast",
-    ) -> BuildOptions:
-        """Check and complete what a person writes.
-
-        Raises:
-            ParameterError: a value out of range.
-        """
-        if limit is not None and limit < 1:
-            raise ParameterError(f"limit {limit} is too small: at least 1 image.")
-        if shard_rows is not None and not 1 <= shard_rows <= 1_000_000:
-            raise ParameterError(f"shard_rows {shard_rows} is out of range: 1 to 1000000 images a shard.")
-        for name, value, allowed in (("on_error", on_error, ("raise", "skip")), ("check", check, ("fast", "full"))):
-            if value not in allowed:
-                raise ParameterError(f"unknown {name} {value!r}: use one of {', '.join(allowed)}.")
-        return cls(
-            grids=parse_grids(patch, image_size, resize, max_size),
-            rule=RuleSpec.make(rule, tau, crowd, padding),
-            selection=Selection.make(categories, exclude_categories, min_area),
-            scores=scores,
-            embed_images=embed_images,
-            limit=limit,
-            shard_rows=shard_rows or (SHARD_ROWS_WITH_IMAGES if embed_images else SHARD_ROWS),
-            on_error=on_error,
-            check=check,
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON values, as the manifest keeps them."""
-        encoded = msgspec.json.encode(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "grids": [
-                    {
-                        "name": g.name,
-                        "patch": g.patch,
-                        "image_size": g.image_size,
-                        "resize": g.resize,
-                        "max_size": g.max_size,
-                    }
-                    for g in self.grids
-                ],
-                "rule": self.rule.rule,
-                "tau": self.rule.tau,
-                "crowd": self.rule.crowd,
-                "padding": self.rule.padding,
-                "categories": self.selection.categories,
-                "exclude_categories": self.selection.exclude_categories,
-                "min_area": self.selection.min_area,
-                "scores": self.scores,
-                "embed_images": self.embed_images,
-                "limit": self.limit,
-                "shard_rows": self.shard_rows,
-                "on_error": self.on_error,
-                "check": self.check,
-            }
-        )
-        return cast(dict[str, Any], msgspec.json.decode(encoded))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,13 +89,29 @@ def build(
     root: str | Path | None = None,
     annotations: str | Path | None = None,
     images: str | Path | None = None,
-    splits: Sequence[str] = (),
+    split: str | Sequence[str] = (),
+    patch: PatchLike | Sequence[PatchLike] = 16,
+    image_size: ImageSizeLike | Sequence[ImageSizeLike] = 384,
+    resize: str = "squash",
+    max_size: int | None = None,
+    rule: str = "overlap",
+    tau: float | None = None,
+    crowd: str = "foreground",
+    padding: str = "background",
+    categories: Sequence[str] | None = None,
+    exclude_categories: Sequence[str] | None = None,
+    min_area: float = 0.0,
+    scores: bool = True,
+    embed_images: bool = False,
+    limit: int | None = None,
+    shard_rows: int | None = None,
+    on_error: OnError = "raise",
+    check: CheckLevel = "fast",
     workers: int | None = 1,
     overwrite: bool = False,
     rasterizer: Rasterizer = "kernel",
     progress: Progress | None = None,
     log: FindingLog | None = None,
-    **options: Any,
 ) -> Build:
     """Turn an annotated data set into Parquet shards with one label per patch.
 
@@ -200,17 +121,30 @@ def build(
         root: folder of a data set in the official layout.
         annotations: a single annotation file instead.
         images: its image folder, needed for `embed_images` only.
-        splits: splits to build, by default all.
+        split: split or splits to build, by default all.
+        patch: patch size in model-input pixels, 16, "16x8" or (16, 8), or a list for several grids in one pass.
+        image_size: model input in pixels, 384, "384x640", (384, 640) or "native", or a list.
+        resize: squash, letterbox, shortest-edge or native.
+        max_size: cap on the long side, with shortest-edge.
+        rule: overlap, jaccard or pixel-ratio.
+        tau: threshold in 0..1, by default that of the rule.
+        crowd: what crowd regions do: foreground, background or ignore.
+        padding: what patches wholly in padding are: background or ignore.
+        categories: names of the foreground categories, by default all.
+        exclude_categories: names of categories that are background.
+        min_area: annotations smaller than this many square pixels are left out.
+        scores: store the scores, which `relabel` needs.
+        embed_images: store the image files.
+        limit: only the first images of each split.
+        shard_rows: images a shard, by default 4096, 512 with images.
+        on_error: raise before anything is written, or skip bad annotations.
+        check: fast, or full, which also looks for polygons that cross themselves and at the image files.
         workers: processes; None decides by the size of the annotation files and the cores. More than one needs the
             usual `if __name__ == "__main__":` guard in a script.
         overwrite: replace a build that was made with other parameters.
         rasterizer: `pycocotools` cross-checks the compiled kernel; the result is the same, slower.
         progress: told about stages and steps.
         log: receives the findings; by default a fresh one.
-        **options: patch (16, "16x8", or a list), image_size (384, "384x640", "native", or a list), resize (squash,
-            letterbox, shortest-edge, native), max_size, rule (overlap, jaccard, pixel-ratio), tau, crowd (foreground,
-            background, ignore), padding (background, ignore), categories, exclude_categories, min_area, scores (True),
-            embed_images (False), limit, shard_rows, on_error (raise, skip), check (fast, full).
 
     Raises:
         ParameterError: parameters that make no sense.
@@ -218,34 +152,74 @@ def build(
         OutputError: the folder cannot be written, or is not ours; `BuildMismatchError` where it holds another build.
         TokenLabelsError: the data cannot be read.
     """
-    try:
-        chosen = BuildOptions.make(**options)
-    except TypeError as fault:
-        raise ParameterError(f"unknown option: {fault}.") from None
+    chosen = BuildOptions.make(
+        patch=patch,
+        image_size=image_size,
+        resize=resize,
+        max_size=max_size,
+        rule=rule,
+        tau=tau,
+        crowd=crowd,
+        padding=padding,
+        categories=categories,
+        exclude_categories=exclude_categories,
+        min_area=min_area,
+        scores=scores,
+        embed_images=embed_images,
+        limit=limit,
+        shard_rows=shard_rows,
+        on_error=on_error,
+        check=check,
+    )
+    splits = (split,) if isinstance(split, str) else split
     found = find_source(source, root=root, annotations=annotations, images=images, splits=splits)
-    progress = progress or Silent()
-    log = log or new_log(chosen)
     folder = Path(out) if out is not None else Path(f"tokenlabels-{found.format}")
+    return build_source(
+        found,
+        chosen,
+        folder,
+        log or new_log(chosen),
+        progress or Silent(),
+        workers=workers,
+        overwrite=overwrite,
+        rasterizer=rasterizer,
+    )
+
+
+def build_source(
+    source: Source,
+    options: BuildOptions,
+    folder: Path,
+    log: FindingLog,
+    progress: Progress,
+    *,
+    workers: int | None = 1,
+    overwrite: bool = False,
+    rasterizer: Rasterizer = "kernel",
+) -> Build:
+    """`build`, its parameters checked and its source found."""
     check_ownership(folder)
-    executor = make_executor(workers, found.input_bytes())
+    executor = make_executor(workers, source.input_bytes())
     with executor:
         executor.start()
-        plan = make_plan(found, chosen, log, progress, run=executor.run, rasterizer=rasterizer)
-        if is_complete(folder, plan.parameters):
-            clear_state(folder)
+        plan = make_plan(source, options, log, progress, run=executor.run, rasterizer=rasterizer)
+        if is_complete(folder, plan.parameters) and not is_unfinished(folder):
             progress.note(f"{folder} holds this build already, every shard as it should be.")
             return open_build(folder)
         with build_lock(folder):
+            if is_complete(folder, plan.parameters):  # another process was quicker
+                clear_state(folder)
+                return open_build(folder)
             finished = resume(folder, plan.parameters, overwrite=overwrite)
             try:
-                entries = _run(folder, plan, chosen, finished, executor, progress)
+                entries = _run(folder, plan, options, finished, executor, progress)
             except BaseException:
-                executor.__exit__(BaseException, None, None)  # no worker may write after the clean-up
+                executor.stop()  # no worker may write after the clean-up
                 remove_temporaries(folder)
                 raise
             progress.stage("finishing")
             for entry in entries:
-                if entry.shard.file.startswith(f"{chosen.grids[0].name}/"):
+                if entry.shard.file.startswith(f"{options.grids[0].name}/"):
                     log.extend(entry.findings, entry.counts)
             manifest = _manifest(plan, log, entries)
             manifest["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, manifest)
@@ -255,7 +229,11 @@ def build(
 
 def new_log(options: BuildOptions) -> FindingLog:
     """A log with the severities of these options."""
-    promoted = (check.FILE_MISSING, check.IMAGE_PATH, check.IMAGE_NO_NAME) if options.embed_images else ()
+    promoted = (
+        (kinds.FILE_MISSING, kinds.FILE_UNREADABLE, kinds.IMAGE_PATH, kinds.IMAGE_NO_NAME)
+        if options.embed_images
+        else ()
+    )
     return FindingLog(masks_scored=options.rule.kind.reads_masks, promoted=promoted)
 
 
@@ -311,7 +289,10 @@ def make_plan(
         for grid in options.grids:
             grid.axes(split.records.widths, split.records.heights)
     dataset, dropped = select(replace(dataset, splits=tuple(splits)), options.selection)
-    sources = {split.name: msgspec.to_builtins(split.file) for split in dataset.splits}
+    sources = {
+        split.name: msgspec.to_builtins(split.file) | _embedded(split, sizes)
+        for split, sizes in zip(dataset.splits, image_bytes, strict=True)
+    }
     parameters = {"source": source.format} | options.as_json() | {"sources": sources}
     plan = Plan(dataset, tuple(image_bytes), dropped, parameters)
     _shard_counts(plan, options)
@@ -340,11 +321,22 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
     return round(total)
 
 
+def _embedded(split: Split, sizes: NDArray[np.int64] | None) -> dict[str, str]:
+    """A digest of names and sizes of the files to embed, so that a rerun notices most files that were exchanged."""
+    if sizes is None:
+        return {}
+    listing = "\n".join(f"{size} {name}" for name, size in zip(split.records.file_names, sizes.tolist(), strict=True))
+    return {"image_listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
+
+
 def _check_images(
     split: Split, options: BuildOptions, log: FindingLog, progress: Progress
 ) -> tuple[Split, NDArray[np.int64] | None]:
     if not options.embed_images:
         report_listing(split, log, complete=options.limit is None)
+        if options.check == "full" and split.images.is_dir():
+            progress.stage(f"checking images of {split.name}", len(split.records))
+            split, _ = check_files(split, log, missing=False, advance=progress.advance)
         return split, None
     if not split.images.is_dir():
         raise TokenLabelsError(

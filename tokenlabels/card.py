@@ -1,7 +1,7 @@
 """The data set card written beside the shards: YAML front matter for the Hugging Face Hub, then tables.
 
 What is known of an official data set (licence, citation) comes from `data_cards/NAME.md`; a build belongs to the card
-whose category table it shares. Format: https://huggingface.co/docs/hub/datasets-cards
+whose category table and split names it shares. Format: https://huggingface.co/docs/hub/datasets-cards
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 import pyarrow.parquet as pq
 import yaml
 
+from tokenlabels.rules import RULES
 from tokenlabels.shards import ShardHeader, features_of
 
 _SIZES = (
@@ -75,7 +76,15 @@ def card_text(manifest: dict[str, Any], out: Path) -> str:
         out: folder of the build, whose first shards tell the columns.
     """
     ids = [(category["id"], category["name"]) for category in manifest["categories"]]
-    known = next((d for d in known_datasets() if [(c["id"], c["name"]) for c in d.categories] == ids), None)
+    known = next(
+        (
+            dataset
+            for dataset in known_datasets()
+            if [(category["id"], category["name"]) for category in dataset.categories] == ids
+            and all(split in dataset.splits for split in manifest["splits"])
+        ),
+        None,
+    )
     front = yaml.safe_dump(_front_matter(manifest, out, known), sort_keys=False, allow_unicode=True, width=1_000)
     return f"---\n{front}---\n\n{_body(manifest, known)}"
 
@@ -87,6 +96,7 @@ def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | Non
     front: dict[str, Any] = {
         "pretty_name": f"Patch labels of {subject}",
         "license": known.license if known else "unknown",
+        "language": known.languages if known else ["en"],
         "task_categories": known.task_categories if known else ["image-segmentation"],
         "size_categories": [next((name for limit, name in _SIZES if images < limit), "n>10M")],
         "tags": ["vision-transformer", "token-pruning", "patch-labels", "tokenlabels"],
@@ -137,7 +147,8 @@ def _body(manifest: dict[str, Any], known: KnownDataset | None) -> str:
         f"""One foreground/background label per vision-transformer patch, made by tokenlabels \
 {manifest["tool"]["version"]}. `labels` is row-major, `grid_rows x grid_cols`: 1 foreground, 0 background, 255 ignore.
 
-Rule `{parameters["rule"]}`, tau {parameters["tau"]:g} ({comparison} is foreground), crowd regions: \
+Rule `{parameters["rule"]}`: the score of patch P is `{RULES[parameters["rule"]].formula}`; tau \
+{parameters["tau"]:g} ({comparison} is foreground), crowd regions: \
 {parameters["crowd"]}, padding: {parameters["padding"]}.""",
         "",
         "```python",

@@ -6,6 +6,7 @@ fault in a mask depends on whether the rule reads masks. Everything else is a *w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
@@ -75,7 +76,7 @@ RING_CROSSED = Kind("COCO038", "polygon crosses itself", "warning", "warning", "
 RING_FLAT = Kind("COCO039", "polygon has zero area", "warning", "warning", "filled as pycocotools does")
 FILE_SIZE = Kind("COCO040", "stored image size differs from the annotated one", "error", "error", _IMAGE_OUT)
 FILE_MISSING = Kind("COCO041", "image file is missing", "warning", "warning", "labels are made all the same")
-FILE_UNREADABLE = Kind("COCO042", "image file cannot be read", "error", "error", _IMAGE_OUT)
+FILE_UNREADABLE = Kind("COCO042", "image file cannot be read", "warning", "warning", "labels are made all the same")
 FILE_EXTRA = Kind("COCO043", "image on disk is not in the annotation file", "warning", "warning", "not built")
 
 KINDS: dict[str, Kind] = {kind.code: kind for kind in list(globals().values()) if isinstance(kind, Kind)}
@@ -116,13 +117,15 @@ class FindingLog:
     Args:
         masks_scored: the rule reads masks, so faults in them are errors.
         promoted: codes that are errors in this run whatever the rule, such as a missing file that is to be embedded.
-        examples: how many findings of a code are kept in full.
+        examples: how many findings of a code are kept in full; None keeps all.
     """
 
-    def __init__(self, *, masks_scored: bool, promoted: Iterable[Kind] = (), examples: int = EXAMPLES_PER_CODE) -> None:
+    def __init__(
+        self, *, masks_scored: bool, promoted: Iterable[Kind] = (), examples: int | None = EXAMPLES_PER_CODE
+    ) -> None:
         self.masks_scored = masks_scored
         self._promoted = {kind.code for kind in promoted}
-        self._limit = examples
+        self._limit = sys.maxsize if examples is None else examples
         self.counts: dict[str, int] = {}
         self.examples: dict[str, list[Finding]] = {}
 
@@ -182,8 +185,8 @@ class FindingLog:
         if not self.error_count:
             return
         first = next(finding for finding in self.listed() if finding.severity == "error")
-        more = f" ({self.error_count - 1} more such errors)" if self.error_count > 1 else ""
+        more = f" (and {self.error_count - 1} more errors)" if self.error_count > 1 else ""
         raise FindingsError(
-            f"{first}{more}; nothing was built: mend the file, or leave such entries out with --on-error skip "
-            "(`tokenlabels check` lists them all)."
+            f"{str(first).rstrip('.')}{more}; nothing was built: mend the file, or leave such entries out with "
+            "--on-error skip (`tokenlabels check` lists them all)."
         )

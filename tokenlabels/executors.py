@@ -44,6 +44,9 @@ class Executor(Protocol):
         that this process need not import what only workers use.
         """
 
+    def stop(self) -> None:
+        """End the workers at once, whatever they are doing."""
+
     def __enter__(self) -> Executor: ...
 
     def __exit__(
@@ -62,6 +65,9 @@ class SerialExecutor:
     def run(self, function: str, tasks: Iterable[Any]) -> Iterator[Any]:
         """See `Executor`."""
         return map(_resolved(function), tasks)
+
+    def stop(self) -> None:
+        """See `Executor`."""
 
     def __enter__(self) -> SerialExecutor:
         return self
@@ -159,20 +165,27 @@ class ProcessExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end(kill=kind is not None)
+
+    def stop(self) -> None:
+        """See `Executor`."""
+        self._end(kill=True)
+
+    def _end(self, *, kill: bool) -> None:
         if self._starter is None:
             return
-        starting = self._starter.is_alive()
-        self._cancelled = starting
-        while self._starter.is_alive():  # nobody needs what is not even there yet
+        if self._starter.is_alive():  # nobody needs what is not even there yet
+            kill = self._cancelled = True
+        while self._starter.is_alive():
             self._fork_server.end()
             self._starter.join(0.05)
         for worker in self._workers:
-            if kind is not None or starting:
+            if kill:
                 worker.process.kill()
             worker.connection.close()
         for worker in self._workers:
             worker.process.join()
-        if kind is not None:
+        if kill:
             self._fork_server.end()
         self._workers.clear()
         self._starter = None

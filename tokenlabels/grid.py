@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, SupportsIndex, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,8 +282,10 @@ def _pair(value: PatchLike, what: str) -> tuple[int, int]:
         if len(value) != 2 or not all(isinstance(side, int) for side in value):
             raise ParameterError(f"{what} {value!r} is no size: give (height, width) in whole pixels.")
         pair = value
+    elif isinstance(value, SupportsIndex):
+        pair = value.__index__(), value.__index__()
     else:
-        pair = int(value), int(value)
+        raise ParameterError(f"{what} {value!r} is no size: write one number or HEIGHTxWIDTH, such as 384 or 384x640.")
     if not all(1 <= side <= MAX_SIDE for side in pair):
         raise ParameterError(f"{what} {_size_name(pair)} is out of range: each side is 1 to {MAX_SIDE} pixels.")
     return pair

@@ -61,13 +61,14 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
 
 
 def check_files(
-    split: Split, log: FindingLog, *, advance: Callable[[int], None] = lambda _n: None
+    split: Split, log: FindingLog, *, missing: bool = True, advance: Callable[[int], None] = lambda _n: None
 ) -> tuple[Split, NDArray[np.int64]]:
     """Read the header of every image file of a split.
 
     Args:
         split: the split.
         log: receives files that are missing, unreadable, or of another size than annotated.
+        missing: report files that are missing.
         advance: called with the number of images done since the last call.
 
     Returns:
@@ -89,7 +90,7 @@ def check_files(
             why = ": it was annotated as turned by its EXIF orientation" if turned else ""
             stored = f"{header.size[0]} x {header.size[1]}"
             fault = check.FILE_SIZE, f"is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}{why}"
-        if fault is None:
+        if fault is None or (fault[0] is check.FILE_MISSING and not missing):
             continue
         image_id, name = records.image_ids[index], records.file_names[index]
         message = f"image {image_id} ({name[:200]}) {fault[1]}."

@@ -10,7 +10,9 @@ OUT/manifest.json               written last; then `.build/` goes
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -85,16 +87,15 @@ def build_lock(out: Path) -> Iterator[None]:
         _remove_empty(made)
         raise unwritable(out, fault) from None
     with file:
+        busy = OutputError(f"{out}: another build is writing here: wait for it, or name another --out.")
         try:
-            import fcntl
-
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # no such locks on this platform
         except BlockingIOError:
-            raise OutputError(f"{out}: another build is writing here: wait for it, or name another --out.") from None
+            raise busy from None
         except OSError:
             pass  # a file system without locks
+        if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            raise busy  # the one before finished just now and took its lock file away
         try:
             yield
         finally:
@@ -176,6 +177,11 @@ def is_complete(out: Path, parameters: dict[str, Any]) -> bool:
     if manifest is None or listed is None or _stated(manifest) != parameters:
         return False
     return all(shard_fault(out, shard) is None for shard in listed.shards)
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether the folder has the state of a build that was begun and did not clear it away."""
+    return (out / _STATE).exists()
 
 
 def shard_fault(out: Path, shard: ShardEntry) -> str | None:
@@ -304,6 +310,13 @@ def _load(path: Path, kind: type[S]) -> S | None:
         return None
 
 
+def _named(value: object) -> object:
+    """A list of named things by their names, for a sentence."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        return [item["name"] for item in value]
+    return value
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[object, object]]:
     """Dotted names of the leaves that differ."""
     found: dict[str, tuple[object, object]] = {}
@@ -312,5 +325,5 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[ob
         if isinstance(before, dict) and isinstance(after, dict):
             found |= {f"{key}.{name}": pair for name, pair in _differences(before, after).items()}
         elif before != after:
-            found[key] = (before, after)
+            found[key] = (_named(before), _named(after))
     return found

@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.labels import FOREGROUND, IGNORE
-from tokenlabels.output import CARD
 from tokenlabels.reader import Build
 from tokenlabels.shards import temporary_beside, unwritable
 from tokenlabels.sources.paths import is_inside
@@ -67,7 +66,7 @@ def show(
         row["objects"]["category"],
     )
     path = Path(output)
-    if path.name in ("", CARD) or path.is_dir():
+    if path.suffix.lower() != ".png" or path.is_dir():
         raise OutputError(f"{path} is no file name for a PNG: give one such as overlay.png.")
     temporary = temporary_beside(path)
     try:

@@ -37,7 +37,7 @@ def parse_polygons(
         start: first byte.
         stop: one past the last byte.
         xy: float64, filled with x and y in turn; room for `(stop - start) // 2 + 1` numbers.
-        ring_stops: int64, filled with the end of each ring in `xy`; room for as many.
+        ring_stops: int64, filled with the end of each ring in `xy`; room for a sixth as many.
 
     Returns:
         The number of rings, at least 1, each of an even count of at least 6 numbers; or `NOT_PLAIN`.

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -175,10 +176,9 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 def _unique_names(categories: Sequence[Category]) -> list[str]:
     """Category names, made unique by their id where two are alike: ClassLabel insists."""
-    names = [category.name for category in categories]
+    counts = Counter(category.name for category in categories)
     return [
-        f"{category.name} ({category.id})" if names.count(category.name) > 1 else category.name
-        for category in categories
+        f"{category.name} ({category.id})" if counts[category.name] > 1 else category.name for category in categories
     ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -752,3 +754,21 @@ def test_labelling_never_loads_a_deep_learning_stack(sample_root: Path, place: P
     answer = subprocess.run(line, capture_output=True, text=True, cwd=place, check=False)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_the_bar_on_a_terminal_takes_nothing_from_stdout(tmp_path: Path) -> None:
+    """stderr is a terminal, so that a bar is drawn; stdout is a file, as with `--json > file`."""
+    terminal, other_end = pty.openpty()
+    command = [sys.executable, "-m", "cli.tokenlabels", "sample", str(tmp_path / "sample"), "--images", "120", "--json"]
+    with (tmp_path / "answer.json").open("w") as answer:
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=answer, stderr=other_end)
+        os.close(other_end)
+        drawn = b""
+        with contextlib.suppress(OSError):  # the terminal closes with the process
+            while block := os.read(terminal, 4096):
+                drawn += block
+        assert process.wait() == 0
+    os.close(terminal)
+    assert b"drawing images" in drawn, "the work was too short for a bar: nothing was tested"
+    assert json.loads((tmp_path / "answer.json").read_text())["images"] == 120

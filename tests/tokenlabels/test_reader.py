@@ -50,7 +50,7 @@ COLUMNS: list[tuple[str, pa.DataType]] = [
     ("objects", OBJECTS),
     ("image", IMAGE),
 ]
-"""The columns of DESIGN section 5, in order; `scores`, `ignored` and `image` come and go."""
+"""The columns of the output contract, in order; `scores`, `ignored` and `image` come and go."""
 
 
 @pytest.fixture(scope="module")

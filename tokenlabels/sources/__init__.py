@@ -27,6 +27,10 @@ def find_source(
         TokenLabelsError: no data set there.
     """
     if not isinstance(source, str):
+        if root or annotations or images or splits:
+            raise ParameterError(
+                "a Source knows its files: root, annotations, images and split go with a format's name."
+            )
         return source
     if source not in FORMATS:
         raise ParameterError(f"unknown source {source!r}: use one of {', '.join(FORMATS)}.")

@@ -7,13 +7,11 @@ Format: https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +64,7 @@ class CocoSource:
             if len(splits) > 1:
                 raise ParameterError("--annotations is one split: give --split once at most, to name it.")
             stem = annotations.stem.removeprefix(_PREFIX)
+            _check_folder(images)
             name = _split_name(splits[0] if splits else stem)
             default = (
                 annotations.parent.parent / stem if annotations.parent.name == "annotations" else annotations.parent
@@ -87,6 +86,7 @@ class CocoSource:
                 )
         if images is not None and len(splits or available) > 1:
             raise ParameterError("--images is the folder of one split: name that --split, or leave --images out.")
+        _check_folder(images)
         chosen: dict[str, tuple[str, Path, Path]] = {}
         for text in dict.fromkeys(splits or available):
             name = _split_name(text)
@@ -111,6 +111,11 @@ class CocoSource:
             split, categories = _read_split(name, path, images, reading, log)
             splits.append(_on_common_table(split, categories, table, path))
         return Dataset(self.format, tuple(splits), tuple(table.values()))
+
+
+def _check_folder(images: Path | None) -> None:
+    if images is not None and not images.is_dir():
+        raise TokenLabelsError(f"{images}: no such folder: name the image folder with --images, or leave it out.")
 
 
 def _default_root() -> Path:
@@ -148,30 +153,34 @@ def _on_common_table(split: Split, categories: tuple[Category, ...], table: dict
     return split
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[memoryview]:
-    """The bytes of a file, not copied."""
+def _read_bytes(path: Path) -> memoryview:
+    """The bytes of a file. Not mapped: a file cut short while it is mapped would end the process."""
     try:
         path.name.encode()
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise AnnotationFileError(path, "is no regular file: write it to disk first.")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
                 raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = np.empty(size, np.uint8).data  # numpy asks for huge pages, which fill faster
+            filled = 0
+            while filled < size and (count := file.readinto(data[filled:])):
+                filled += count
     except FileNotFoundError:
         raise AnnotationFileError(path, "no such file: name a COCO instances file, or try --sample.") from None
     except UnicodeEncodeError:
         raise AnnotationFileError(path, "has a name that is no UTF-8 text: rename it.") from None
     except (OSError, ValueError) as fault:
         raise AnnotationFileError(path, f"cannot be read ({getattr(fault, 'strerror', None) or fault}).") from None
-    yield memoryview(mapped)
+    return data[:filled]
 
 
 def _read_split(
     name: str, path: Path, images: Path, reading: Reading, log: FindingLog
 ) -> tuple[Split, tuple[Category, ...]]:
-    with _mapped(path) as data, ThreadPoolExecutor(1) as pool:
+    data = _read_bytes(path)
+    with ThreadPoolExecutor(1) as pool:
         hashing = pool.submit(lambda: hashlib.sha256(data).hexdigest())
         document = read_document(data, path, log, masks=reading.masks)
         records = to_records(document, path, reading, log)

@@ -38,6 +38,9 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
         log: receives every fault; an entry with an error-level fault is left out.
     """
     kept_images, left_out = _check_images(document, path, log)
+    if reading.limit is not None:
+        left_out |= {entry.id for entry in kept_images[reading.limit :]}
+        kept_images = kept_images[: reading.limit]
     entries = document.annotations
     notes = _Annotations(entries, path, log)
     rows = _positions([entry.id for entry in kept_images], list(map(attrgetter("image_id"), entries)))
@@ -50,9 +53,6 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
     boxes = _boxes(notes, widths, heights, rows)
     ids, areas = _ids(notes), _areas(notes, boxes)
 
-    if reading.limit is not None:
-        kept_images = kept_images[: reading.limit]
-        notes.usable &= rows < reading.limit
     count = len(kept_images)
     chosen = np.flatnonzero(notes.usable)
     order = chosen[np.argsort(rows[chosen], kind="stable")]

@@ -314,6 +314,7 @@ def _mended_box(value: Any) -> Box | None:
 def _category_table(entries: list[_CategoryEntry], path: Path, log: FindingLog) -> tuple[Category, ...]:
     table = tuple(Category(entry.id, entry.name, entry.supercategory or "") for entry in entries)
     seen: dict[int, str] = {}
+    names: set[str] = set()
     for category in table:
         if category.id in seen:
             raise AnnotationFileError(
@@ -321,7 +322,8 @@ def _category_table(entries: list[_CategoryEntry], path: Path, log: FindingLog) 
                 f"category id {category.id} occurs twice ({seen[category.id]!r} and {category.name!r}): "
                 "give each category its own id.",
             )
-        if category.name in seen.values():
+        if category.name in names:
             log.add(check.CATEGORY_DUPLICATE_NAME, path.name, f"category name {category.name!r} occurs twice.")
         seen[category.id] = category.name
+        names.add(category.name)
     return table
