@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -68,7 +69,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.skip_scaling:
         larger = folder / "instances_larger.json"
         write_repeated(records, 4 * arguments.images, 4 * arguments.annotations, larger)
-        run = build(larger, folder / "out-larger", "pixel-ratio", arguments.workers)
+        runs = [
+            build(larger, folder / f"out-larger-{i}", "pixel-ratio", arguments.workers) for i in range(arguments.repeat)
+        ]
+        run = min(runs, key=lambda run: run["wall"])
         figures["four_times"] = run | {"ratio": run["wall"] / figures["pixel-ratio"]["wall"]}
         larger.unlink()
     if not arguments.skip_recipe:
@@ -116,6 +120,8 @@ def write_repeated(documents: list[dict[str, Any]], images: int, annotations: in
         for index in range(annotations):
             file.write(f'{"," if index else ""}{{"id":{index + 1},{annotation_lines[index]}')
         file.write("]}")
+        file.flush()
+        os.fsync(file.fileno())  # else the disk is still busy with it while the builds are timed
 
 
 def warm_kernels(folder: Path) -> None:
