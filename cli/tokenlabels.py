@@ -18,18 +18,13 @@ from cli.console import (
     errors_reported,
     print_json,
     print_line,
-    print_table,
-    printable,
     run_app,
     say,
 )
+from cli.reports import findings_json, image_folders, print_every_finding, print_findings, report_build, report_plan
 from tokenlabels import __version__
 
 if TYPE_CHECKING:
-    from tokenlabels.builder import Plan
-    from tokenlabels.check import FindingLog
-    from tokenlabels.options import BuildOptions
-    from tokenlabels.reader import Build
     from tokenlabels.sources.base import Source
 
 app = typer.Typer(
@@ -118,7 +113,6 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes
 
 _SAMPLE_IMAGES = 60
 _SAMPLE_FOLDER = "tokenlabels-sample"
-_LISTED_PER_CODE = 100
 
 
 def _print_version(wanted: bool) -> None:
@@ -221,7 +215,7 @@ def build(
                 check_ownership(out)
                 plan = make_plan(found, chosen, log, progress, rasterizer=rasterizer.value)
                 progress.stop()
-                _report_plan(plan, chosen, log, estimate_bytes(plan, chosen), out, as_json=as_json)
+                report_plan(plan, chosen, log, estimate_bytes(plan, chosen), out, as_json=as_json)
                 return
             built = build_shards(
                 found,
@@ -235,7 +229,7 @@ def build(
             )
         stages = progress.stage_seconds()
         progress.stop()
-        _report_build(built, time.perf_counter() - started, stages, _images_hint(found), as_json=as_json)
+        report_build(built, time.perf_counter() - started, stages, image_folders(found), as_json=as_json)
 
 
 @app.command()
@@ -267,14 +261,14 @@ def check(
         progress.stop()
         files = {part.name: {"file": part.file.file, "images": len(part.records)} for part in dataset.splits}
         if as_json:
-            findings = _findings_json(log)
+            findings = findings_json(log)
             print_json(
                 {"splits": files, "errors": log.error_count, "warnings": log.warning_count, "findings": findings}
             )
         else:
             if log.counts:
-                _print_findings(log)
-                _print_every_finding(log)
+                print_findings(log)
+                print_every_finding(log)
             images_seen = sum(len(part.records) for part in dataset.splits)
             print_line(
                 f"{images_seen} images: {log.error_count} errors, {log.warning_count} warnings under {rule.value}."
@@ -334,7 +328,7 @@ def relabel(
         built = relabel_build(open_build(build_folder), tau, out, overwrite=overwrite, progress=progress)
         stages = progress.stage_seconds()
         progress.stop()
-        _report_build(built, time.perf_counter() - started, stages, {}, as_json=as_json)
+        report_build(built, time.perf_counter() - started, stages, {}, as_json=as_json)
 
 
 @app.command()
@@ -411,194 +405,6 @@ def _located(
             folder = folder if keep else Path(temporary) / _SAMPLE_FOLDER
             write_sample(folder, images=_SAMPLE_IMAGES)
         yield find_source(source.value, root=folder, splits=split or ())
-
-
-def _images_hint(source: Source) -> dict[str, Path]:
-    """Image folder of each split, where it exists."""
-    return {name: images for name, _, images in getattr(source, "files", ()) if images.is_dir()}
-
-
-def _report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, out: Path, *, as_json: bool) -> None:
-    grids = [grid.name for grid in options.grids]
-    splits = {
-        part.name: {
-            "images": len(part.records),
-            "annotations": len(part.records.ids),
-            "shards": -(-len(part.records) // options.shard_rows),
-        }
-        for part in plan.dataset.splits
-    }
-    if as_json:
-        print_json(
-            {
-                "dry_run": True,
-                "out": str(out),
-                "grids": grids,
-                "splits": splits,
-                "images": plan.images,
-                "annotations": plan.annotations,
-                "estimated_bytes": size,
-                "findings": log.by_code(),
-                "parameters": plan.parameters,
-            }
-        )
-        return
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(printable(f"would build into {out}")), title_justify="left")
-    for name in ("split", "images", "annotations", "shards per grid"):
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for name, counts in splits.items():
-        table.add_row(name, *(f"{count:,}" for count in counts.values()))
-    print_table(table)
-    print_line(f"grids: {', '.join(grids)}")
-    print_line(f"estimated size: {_human(size)} ({size:,} bytes)")
-    if log.counts:
-        _print_findings(log)
-
-
-def _report_build(
-    built: Build, seconds: float, stages: dict[str, float], images: dict[str, Path], *, as_json: bool
-) -> None:
-    manifest = built.manifest
-    image_count = sum(counts["images"] for counts in manifest["splits"].values())
-    annotation_count = sum(counts["annotations"] for counts in manifest["splits"].values())
-    size = sum(shard.bytes for shard in built.shards)
-    if as_json:
-        print_json(
-            {
-                "out": str(built.path),
-                "images": image_count,
-                "annotations": annotation_count,
-                "annotations_left_out_by_selection": manifest["annotations_left_out_by_selection"],
-                "splits": manifest["splits"],
-                "totals": manifest["totals"],
-                "findings": manifest["findings"],
-                "shards": len(built.shards),
-                "bytes": size,
-                "seconds": round(seconds, 3),
-                "stage_seconds": stages,
-                "images_per_second": round(image_count / seconds, 1),
-                "parameters": manifest["parameters"],
-            }
-        )
-        return
-    from rich.table import Table
-
-    parameters = manifest["parameters"]
-    table = Table(title=f"{parameters['rule']}, tau {parameters['tau']:g}", title_justify="left")
-    any_ignored = any(sums["ignored"] for splits in manifest["totals"].values() for sums in splits.values())
-    for name in (
-        "grid",
-        "split",
-        "images",
-        "annotations",
-        "patches",
-        "foreground",
-        *(["ignored"] if any_ignored else []),
-    ):
-        table.add_column(name, justify="left" if name in ("grid", "split") else "right", no_wrap=True)
-    for grid, splits in manifest["totals"].items():
-        for split, sums in splits.items():
-            counts = manifest["splits"][split]
-            table.add_row(
-                grid,
-                split,
-                f"{counts['images']:,}",
-                f"{counts['annotations']:,}",
-                f"{sums['patches']:,}",
-                f"{sums['fg_share']:.2%}",
-                *([f"{sums['ignored']:,}"] if any_ignored else []),
-            )
-    print_table(table)
-    if manifest["findings"]:
-        _print_manifest_findings(manifest)
-    speed = f" in {seconds:.1f} s ({image_count / seconds:,.0f} images/s)" if "finishing" in stages else ""
-    print_line(f"{image_count:,} images{speed}; {len(built.shards)} shards, {_human(size)}, in {built.path}")
-    _suggest(built, images)
-
-
-def _suggest(built: Build, images: dict[str, Path]) -> None:
-    """The next command to try."""
-    from tokenlabels.sources.paths import is_inside
-
-    for split, folder in images.items():
-        found = built.first_foreground(split)
-        if found and found[1] and is_inside(found[1]) and (folder / found[1]).is_file():
-            words = ["tokenlabels", "show", str(built.path), found[0], "--images", str(folder), "-o", "overlay.png"]
-            print_line(f"next: {shlex.join(words)}")
-            return
-    print_line(f"next: {shlex.join(['tokenlabels', 'verify', str(built.path)])}")
-
-
-def _findings_json(log: FindingLog) -> list[dict[str, Any]]:
-    import msgspec
-
-    from tokenlabels.check import KINDS
-
-    return [
-        {
-            "code": code,
-            "severity": log.severity(KINDS[code]),
-            "title": KINDS[code].title,
-            "count": count,
-            "consequence": KINDS[code].consequence,
-            "examples": msgspec.to_builtins(log.examples.get(code, [])),
-        }
-        for code, count in log.by_code().items()
-    ]
-
-
-def _print_findings(log: FindingLog) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title="findings", title_justify="left")
-    for name in ("code", "severity", "count", "what", "done", "first"):
-        table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
-    for row in _findings_json(log):
-        first = row["examples"][0]["message"] if row["examples"] else ""
-        table.add_row(
-            row["code"],
-            row["severity"],
-            f"{row['count']:,}",
-            row["title"],
-            row["consequence"],
-            escape(printable(first)),
-        )
-    print_table(table)
-
-
-def _print_every_finding(log: FindingLog) -> None:
-    """A line for each finding, up to a screenful or two of one kind; --json has them all."""
-    for code, findings in sorted(log.examples.items()):
-        for finding in findings[:_LISTED_PER_CODE]:
-            print_line(f"{finding.severity} {finding}")
-        if len(findings) > _LISTED_PER_CODE:
-            print_line(f"... {len(findings) - _LISTED_PER_CODE:,} more of {code}: --json lists them all")
-
-
-def _print_manifest_findings(manifest: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from tokenlabels.check import KINDS
-
-    table = Table(title="findings", title_justify="left")
-    for name in ("code", "count", "what", "done"):
-        table.add_column(name, justify="right" if name == "count" else "left")
-    for code, count in manifest["findings"].items():
-        kind = KINDS.get(code)
-        table.add_row(code, f"{count:,}", kind.title if kind else "", kind.consequence if kind else "")
-    print_table(table)
-
-
-def _human(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def main() -> None:
