@@ -78,6 +78,7 @@ def relabel(
                 entries.append(_relabel_shard(build.path / shard.file, folder / shard.file, changed["tau"]))
                 write_journal(folder, entries[-1])
             progress.advance(shard.rows)
+        progress.stage("finishing")
         manifest: dict[str, Any] = build.manifest | {
             "parameters": changed,
             "shards": [msgspec.to_builtins(entry.shard) for entry in entries],
