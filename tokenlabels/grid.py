@@ -100,6 +100,20 @@ class PatchGrid:
         grid._validate()
         return grid
 
+    @classmethod
+    def stored(
+        cls, patch: Sequence[int], image_size: Sequence[int] | None, resize: str, max_size: int | None
+    ) -> PatchGrid:
+        """A grid from its attributes as JSON keeps them, in a manifest or in the metadata of a shard.
+
+        Raises:
+            ParameterError: see `parse`; these attributes make no grid.
+        """
+        if image_size is None:
+            return cls.parse(tuple(patch), "native", resize, max_size)  # type: ignore[arg-type]
+        size = image_size[0] if resize == "shortest-edge" else tuple(image_size)
+        return cls.parse(tuple(patch), size, resize, max_size)  # type: ignore[arg-type]
+
     def _validate(self) -> None:
         assert self.image_size is not None
         height, width = self.image_size

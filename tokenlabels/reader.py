@@ -218,7 +218,5 @@ def _damaged(path: Path, fault: Exception) -> NotABuildError:
 
 
 def _grid(entry: dict[str, Any]) -> tuple[str, PatchGrid]:
-    size = entry["image_size"]
-    whole = "native" if size is None else size[0] if entry["resize"] == "shortest-edge" else tuple(size)
-    grid = PatchGrid.parse(tuple(entry["patch"]), whole, entry["resize"], entry["max_size"])
+    grid = PatchGrid.stored(entry["patch"], entry["image_size"], entry["resize"], entry["max_size"])
     return str(entry["name"]), grid

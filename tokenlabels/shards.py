@@ -96,10 +96,7 @@ class ShardHeader(msgspec.Struct, frozen=True):
 
     def patch_grid(self) -> PatchGrid:
         """The grid, rebuilt."""
-        size = "native" if self.image_size is None else self.image_size
-        return PatchGrid.parse(
-            self.patch, size[0] if self.resize == "shortest-edge" else size, self.resize, self.max_size
-        )
+        return PatchGrid.stored(self.patch, self.image_size, self.resize, self.max_size)
 
 
 class ShardEntry(msgspec.Struct, frozen=True):
