@@ -142,13 +142,14 @@ def findings_json(log: FindingLog) -> list[dict[str, Any]]:
 
     from tokenlabels.check import KINDS
 
+    kinds = {code: KINDS[code[-3:]] for code in log.counts}
     return [
         {
             "code": code,
-            "severity": log.severity(KINDS[code]),
-            "title": KINDS[code].title,
+            "severity": log.severity(kinds[code]),
+            "title": kinds[code].title,
             "count": count,
-            "consequence": KINDS[code].consequence,
+            "consequence": kinds[code].consequence,
             "examples": msgspec.to_builtins(log.examples.get(code, [])),
         }
         for code, count in log.by_code().items()
@@ -187,13 +188,13 @@ def print_every_finding(log: FindingLog) -> None:
 def _print_manifest_findings(manifest: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from tokenlabels.check import KINDS
+    from tokenlabels.check import kind_of
 
     table = Table(title="findings", title_justify="left")
     for name in ("code", "count", "what", "done"):
         table.add_column(name, justify="right" if name == "count" else "left")
     for code, count in manifest["findings"].items():
-        kind = KINDS.get(code)
+        kind = kind_of(code)
         table.add_row(code, f"{count:,}", kind.title if kind else "", kind.consequence if kind else "")
     print_table(table)
 

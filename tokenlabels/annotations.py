@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 MAX_COORDINATE = 10_000_000.0
 """Largest absolute box or polygon coordinate in pixels that is taken for real."""
 
+MAX_PIXELS = 200_000_000
+"""Pixels of a picture or mask that is decoded; more is taken for a decompression bomb."""
+
 MAX_IMAGE_SIDE = 1_000_000
 MAX_IMAGE_PIXELS = 2**31 - 1
 """Pixels of one image; COCO's run-length masks count them in 32 bits."""
+
+MapEncoding: TypeAlias = Literal["class", "object", "rgb"]
 
 MASK_TEXT, MASK_RINGS, MASK_RLE = 0, 1, 2
 """How a mask is stored in `Masks`: JSON text of plain polygons; rings of numbers; run lengths."""
@@ -115,6 +120,96 @@ def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
     return np.stack([stops - np.array(lengths, np.int64), stops], axis=1)
 
 
+VOID_VALUE, BACKGROUND_VALUE, NO_MEANING = -1, -2, -3
+"""What a value of a class map is where it is no category."""
+
+NO_CATEGORY = 65_535
+"""Category of ignored pixels, and of a patch that is mostly such or holds none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segments:
+    """s segments that the values of some label maps name, sorted by image.
+
+    Attributes:
+        offsets: int64 (n + 1,): the segments of image i are offsets[i] .. offsets[i + 1] - 1.
+        ids: int64 (s,), the value of the segment's pixels.
+        categories: int32 (s,), index into the category table.
+        crowd: bool (s,).
+        kept: bool (s,), whether it is among the annotations of the records, which are those that count as foreground.
+    """
+
+    offsets: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    categories: NDArray[np.int32]
+    crowd: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
+
+    def block(self, start: int, stop: int) -> Segments:
+        """The segments of images start..stop-1; offsets count from 0 again."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        part = slice(first, last)
+        offsets = self.offsets[start : stop + 1] - first
+        return Segments(offsets, self.ids[part], self.categories[part], self.crowd[part], self.kept[part])
+
+    def keep_images(self, kept: NDArray[np.bool_]) -> Segments:
+        """The segments of the images where `kept` bool (n,) is true."""
+        counts = np.diff(self.offsets)
+        rows = np.repeat(kept, counts)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])])
+        return Segments(offsets, self.ids[rows], self.categories[rows], self.crowd[rows], self.kept[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassValues:
+    """What the 256 values of class maps mean.
+
+    Attributes:
+        categories: int32 (256,), index into the category table; or `VOID_VALUE`, ignored; `BACKGROUND_VALUE`,
+            background without a category; `NO_MEANING`, a fault.
+        foreground: bool (k,), whether a category of the table counts as foreground.
+    """
+
+    categories: NDArray[np.int32]
+    foreground: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelMaps:
+    """One value for every pixel of n images, in files that are decoded where they are needed.
+
+    Attributes:
+        folder: folder of the files.
+        files: n paths relative to it, empty where an image has no map.
+        encodings: n times how a file says values: `class` (8 bits, see `values`), `object` (8 bits, the place of the
+            object in `segments`, 0 background, 255 void) or `rgb` (24 bits, segment ids, 0 void).
+        values: what the values of class maps mean.
+        segments: the segments of `object` and `rgb` maps.
+        category_count: size of the category table where shards say which category covers most of each patch, else 0.
+    """
+
+    folder: Path
+    files: Sequence[str]
+    encodings: Sequence[MapEncoding]
+    values: ClassValues | None = None
+    segments: Segments | None = None
+    category_count: int = 0
+
+    def block(self, start: int, stop: int) -> LabelMaps:
+        """The maps of images start..stop-1."""
+        segments = None if self.segments is None else self.segments.block(start, stop)
+        return replace(self, files=self.files[start:stop], encodings=self.encodings[start:stop], segments=segments)
+
+    def keep_images(self, kept: NDArray[np.bool_]) -> LabelMaps:
+        """The maps of the images where `kept` bool (n,) is true."""
+        return replace(
+            self,
+            files=[file for file, fine in zip(self.files, kept, strict=True) if fine],
+            encodings=[encoding for encoding, fine in zip(self.encodings, kept, strict=True) if fine],
+            segments=None if self.segments is None else self.segments.keep_images(kept),
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
     """n images and their m annotations, the annotations sorted by image and in file order within an image.
@@ -132,6 +227,8 @@ class Records:
         crowd: bool (m,).
         difficult: bool (m,).
         masks: instance masks, where the source was asked for them.
+        maps: label maps, where the source has them and was asked for them.
+        mask_files: n masks to embed, relative to `Split.masks`, empty where there is none; where the source was asked.
     """
 
     image_ids: Sequence[str]
@@ -146,6 +243,8 @@ class Records:
     crowd: NDArray[np.bool_]
     difficult: NDArray[np.bool_]
     masks: Masks | RawMasks | None = None
+    maps: LabelMaps | None = None
+    mask_files: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -170,6 +269,8 @@ class Records:
             self.crowd[first:last],
             self.difficult[first:last],
             None if self.masks is None else self.masks.block(first, last),
+            None if self.maps is None else self.maps.block(start, stop),
+            None if self.mask_files is None else self.mask_files[start:stop],
         )
 
     def keep_images(self, kept: NDArray[np.bool_]) -> Records:
@@ -185,6 +286,10 @@ class Records:
             widths=self.widths[kept],
             heights=self.heights[kept],
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])]),
+            maps=None if self.maps is None else self.maps.keep_images(kept),
+            mask_files=None
+            if self.mask_files is None
+            else [path for path, fine in zip(self.mask_files, kept, strict=True) if fine],
         )
 
     def keep(self, kept: NDArray[np.bool_]) -> Records:
@@ -205,6 +310,8 @@ class Records:
             self.crowd[kept],
             self.difficult[kept],
             None if self.masks is None else self.masks.keep(kept),
+            self.maps,
+            self.mask_files,
         )
 
 
@@ -216,19 +323,32 @@ class Split:
         name: letters, digits and underscores.
         records: its images and annotations.
         images: folder that `records.file_names` are relative to; it need not exist.
-        file: the annotation file.
+        file: the annotation file; of a data set of many files, the one that lists them, with the size of all and a
+            digest of their names and contents.
+        masks: folder that `records.mask_files` are relative to.
+        complete: the split names every picture of its folder, so that others there are strangers.
     """
 
     name: str
     records: Records
     images: Path
     file: SourceFile
+    masks: Path | None = None
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """What a source read: splits in order, and the one category table they share, in annotation-file order."""
+    """What a source read.
+
+    Attributes:
+        format: source format.
+        splits: in order.
+        categories: the one category table they share, in annotation-file order.
+        foreground: bool (k,), categories that are foreground unless a person names others; None: all.
+    """
 
     format: str
     splits: tuple[Split, ...]
     categories: tuple[Category, ...]
+    foreground: NDArray[np.bool_] | None = None

@@ -18,6 +18,8 @@ from tokenlabels.raster import add_ring, add_rle, count_crossings, count_rle_run
 SKIP, FOREGROUND, IGNORED = 0, 1, 2
 """What an annotation does: nothing, score its cells, or mark them as ignored."""
 
+ROLE_OF_POLICY = {"foreground": FOREGROUND, "background": SKIP, "ignore": IGNORED}
+
 _FIRST_ROOM = 1 << 15
 """Runs of one image that there is room for at first; photographs have hundreds."""
 

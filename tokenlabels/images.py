@@ -1,7 +1,11 @@
-"""Image files beside the annotations: are they there, and have they the annotated size? Pixels are never decoded."""
+"""Image files beside the annotations: are they there, whole, and of the annotated size?
+
+Pixels are decoded only where the end of a file that is to be embedded looks cut off.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import warnings
@@ -14,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels import check
-from tokenlabels.annotations import Split
+from tokenlabels.annotations import MAX_PIXELS, Split
 from tokenlabels.check import FindingLog, Kind
 from tokenlabels.sources.paths import is_inside
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 
 _THREADS = 8
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_END_SLACK = 64
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -60,8 +66,19 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
                 log.add(check.FILE_EXTRA, split.file.file, message)
 
 
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture from its header, None where it cannot be read."""
+    found = _read_header(path.parent, path.name)
+    return None if found.fault else found.size
+
+
 def check_files(
-    split: Split, log: FindingLog, *, missing: bool = True, advance: Callable[[int], None] = lambda _n: None
+    split: Split,
+    log: FindingLog,
+    *,
+    missing: bool = True,
+    ends: bool = False,
+    advance: Callable[[int], None] = lambda _n: None,
 ) -> tuple[Split, NDArray[np.int64]]:
     """Read the header of every image file of a split.
 
@@ -69,6 +86,7 @@ def check_files(
         split: the split.
         log: receives files that are missing, unreadable, or of another size than annotated.
         missing: report files that are missing.
+        ends: look at the ends of files, too, for those that are cut short.
         advance: called with the number of images done since the last call.
 
     Returns:
@@ -78,7 +96,9 @@ def check_files(
     headers: list[_Header] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
         warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
-        for header in pool.map(lambda name: _read_header(split.images, name), records.file_names, chunksize=64):
+        for header in pool.map(
+            lambda name: _read_header(split.images, name, ends=ends), records.file_names, chunksize=64
+        ):
             headers.append(header)
             advance(1)
     usable = np.ones(len(records), np.bool_)
@@ -100,7 +120,7 @@ def check_files(
     return replace(split, records=records.keep_images(usable)), sizes[usable]
 
 
-def _read_header(folder: Path, name: str) -> _Header:
+def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
     from PIL import Image, UnidentifiedImageError
 
     if not name or not is_inside(name):
@@ -111,7 +131,12 @@ def _read_header(folder: Path, name: str) -> _Header:
     try:
         size = path.stat().st_size
         with Image.open(path) as image:
-            return _Header(size, image.size, _is_turned(image.info.get("exif")))
+            found = _Header(size, image.size, _is_turned(image.info.get("exif")))
+            if ends and not _has_end(path, image.format):
+                if image.size[0] * image.size[1] > MAX_PIXELS:
+                    return _Header(fault=(check.FILE_UNREADABLE, "claims an absurd number of pixels"))
+                image.load()  # an unusual end may be a whole picture all the same
+            return found
     except FileNotFoundError:
         return _Header(fault=(check.FILE_MISSING, f"is not in {folder}"))
     except Image.DecompressionBombError:
@@ -119,7 +144,18 @@ def _read_header(folder: Path, name: str) -> _Header:
     except UnidentifiedImageError:
         return _Header(fault=(check.FILE_UNREADABLE, "is empty, cut short, or no image"))
     except (OSError, ValueError, SyntaxError) as fault:
-        return _Header(fault=(check.FILE_UNREADABLE, f"cannot be read ({getattr(fault, 'strerror', None) or fault})"))
+        reason = getattr(fault, "strerror", None) or ("cut short" if "truncated" in str(fault) else fault)
+        return _Header(fault=(check.FILE_UNREADABLE, f"cannot be read ({reason})"))
+
+
+def _has_end(path: Path, kind: str | None) -> bool:
+    """Whether a file ends as its format does; true of formats that have no mark for it."""
+    mark = _END_MARKS.get(kind or "")
+    if mark is None:
+        return True
+    with path.open("rb") as file:
+        file.seek(-min(len(mark) + _END_SLACK, path.stat().st_size), os.SEEK_END)
+        return file.read().rstrip(b"\0\r\n ").endswith(mark)
 
 
 def _is_turned(exif: bytes | None) -> bool:

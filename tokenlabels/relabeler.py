@@ -30,7 +30,7 @@ from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build, read_header
 from tokenlabels.rules import check_tau
 from tokenlabels.scoring import CellLabels, label_scores
-from tokenlabels.shards import OBJECT_FIELDS, ShardHeader, ShardWriter, lists, numbers, schema_of
+from tokenlabels.shards import OBJECT_FIELDS, Columns, ShardHeader, ShardWriter, lists, numbers, schema_of
 from tokenlabels.totals import LabelSums, totals
 
 
@@ -93,7 +93,7 @@ def _relabel_shard(source: Path, target: Path, tau: float) -> JournalEntry:
     header = msgspec.structs.replace(header, tau=tau)
     with pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
-        schema = schema_of(header, scores=True, images="image" in names)
+        schema = schema_of(header, Columns.of(names))
         sums = LabelSums()
         with ShardWriter(target, schema) as writer:
             for table in _row_groups(file):

@@ -49,16 +49,26 @@ class RuleSpec(msgspec.Struct, frozen=True):
         tau: threshold in 0..1.
         crowd: what a crowd region does: count as an object, nothing, or mark patches it covers by more than half 255.
         padding: what patches wholly in padding are.
+        void: what void pixels of masks do, as `crowd`.
+        difficult: what boxes marked difficult do, under a rule that scores boxes, as `crowd`.
     """
 
     rule: RuleName
     tau: float
     crowd: Policy
     padding: PaddingPolicy
+    void: Policy = "background"
+    difficult: Policy = "foreground"
 
     @classmethod
     def make(
-        cls, rule: str = "overlap", tau: float | None = None, crowd: str = "foreground", padding: str = "background"
+        cls,
+        rule: str = "overlap",
+        tau: float | None = None,
+        crowd: str = "foreground",
+        padding: str = "background",
+        void: str = "background",
+        difficult: str = "foreground",
     ) -> RuleSpec:
         """Check and complete what a person writes.
 
@@ -67,7 +77,12 @@ class RuleSpec(msgspec.Struct, frozen=True):
         """
         if rule not in RULES:
             raise ParameterError(f"unknown rule {rule!r}: use one of {', '.join(RULES)}.")
-        for name, value, allowed in (("crowd", crowd, get_args(Policy)), ("padding", padding, get_args(PaddingPolicy))):
+        for name, value, allowed in (
+            ("crowd", crowd, get_args(Policy)),
+            ("padding", padding, get_args(PaddingPolicy)),
+            ("void", void, get_args(Policy)),
+            ("difficult", difficult, get_args(Policy)),
+        ):
             if value not in allowed:
                 raise ParameterError(f"unknown {name} policy {value!r}: use one of {', '.join(allowed)}.")
         return msgspec.convert(
@@ -76,6 +91,8 @@ class RuleSpec(msgspec.Struct, frozen=True):
                 "tau": check_tau(RULES[rule].default_tau if tau is None else tau),
                 "crowd": crowd,
                 "padding": padding,
+                "void": void,
+                "difficult": difficult,
             },
             cls,
         )
@@ -87,7 +104,7 @@ class RuleSpec(msgspec.Struct, frozen=True):
     @property
     def stores_ignored(self) -> bool:
         """Whether a shard has the column `ignored`."""
-        return "ignore" in (self.crowd, self.padding)
+        return "ignore" in (self.crowd, self.padding, self.void, self.difficult)
 
 
 def check_tau(tau: float) -> float:

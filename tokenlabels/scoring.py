@@ -7,18 +7,18 @@ Importing this loads the compiled kernels, which takes a second; a parent of wor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels import coverage
-from tokenlabels.annotations import Masks, Records
+from tokenlabels.annotations import NO_CATEGORY, Masks, Records
+from tokenlabels.coverage import FOREGROUND, ROLE_OF_POLICY
 from tokenlabels.grid import GridAxes
 from tokenlabels.labels import count_patches, label_cells
+from tokenlabels.map_scoring import MapScores, score_maps
 from tokenlabels.rules import RuleSpec
-
-_ROLE_OF_POLICY = {"foreground": coverage.FOREGROUND, "background": coverage.SKIP, "ignore": coverage.IGNORED}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +34,8 @@ class CellLabels:
         fg_count: int32 (n,).
         ignore_count: int32 (n,).
         patches: int32 (m,), label-1 cells that each annotation's box covers by at least half.
+        categories: uint16, one per cell: the category that covers most of it; None where the source has no such maps.
+        category_shares: float32, one per cell: its share of the cell.
     """
 
     axes: GridAxes
@@ -44,20 +46,23 @@ class CellLabels:
     fg_count: NDArray[np.int32]
     ignore_count: NDArray[np.int32]
     patches: NDArray[np.int32]
+    categories: NDArray[np.uint16] | None = None
+    category_shares: NDArray[np.float32] | None = None
 
 
-def label_records(
-    records: Records, grids: Sequence[GridAxes], spec: RuleSpec
-) -> tuple[list[CellLabels], NDArray[np.bool_]]:
+def label_records(records: Records, grids: Sequence[GridAxes], spec: RuleSpec) -> tuple[list[CellLabels], MapScores]:
     """Score and label n images on several grids in one pass.
 
     Args:
-        records: n images with m annotations; with masks for a rule that reads them.
+        records: n images with m annotations; with masks or maps for a rule that reads them.
         grids: the grids of these n images, one entry for each patch grid.
         spec: the rule.
 
     Returns:
-        One `CellLabels` per grid, and bool (m,): the annotation's mask holds no pixel (all false under a box rule).
+        One `CellLabels` per grid, and what was found of the masks besides (nothing where none was read).
+
+    Raises:
+        MapError: a map cannot be read, or holds a value without a meaning.
     """
     images = len(records)
     per_grid = np.array([axes.cells for axes in grids], np.int64).reshape(len(grids), images)
@@ -65,8 +70,8 @@ def label_records(
     np.cumsum(per_grid.ravel(), out=starts[1:])
     cells = starts[:-1].reshape(per_grid.shape)
     scores, ignored = np.zeros(starts[-1], np.float32), np.zeros(starts[-1], np.bool_)
-    roles = np.where(records.crowd, _ROLE_OF_POLICY[spec.crowd], coverage.FOREGROUND).astype(np.uint8)
-    empty = np.zeros(len(roles), np.bool_)
+    roles = np.where(records.crowd, ROLE_OF_POLICY[spec.crowd], FOREGROUND).astype(np.uint8)
+    found = MapScores(np.zeros(len(roles), np.bool_), [])
     sizes = (records.widths, records.heights, records.offsets, roles)
     geometry = (
         np.array([axes.rows for axes in grids], np.int64).reshape(per_grid.shape),
@@ -75,12 +80,18 @@ def label_records(
         np.array([axes.x for axes in grids], np.int64).reshape(*per_grid.shape, 3),
         cells,
     )
-    if spec.kind.reads_masks:
+    categories, shares = _category_arrays(records, int(starts[-1]))
+    if records.maps is not None and (spec.kind.reads_masks or records.maps.category_count):
+        scratch = (scores, ignored) if spec.kind.reads_masks else (np.zeros_like(scores), np.zeros_like(ignored))
+        found = score_maps(records, grids, spec, cells, *scratch, categories, shares)
+    if spec.kind.reads_masks and records.maps is None:
         masks = records.masks
         assert isinstance(masks, Masks), "the source was not asked for masks, or they are not packed (Records.block)"
         pools = (masks.text, masks.numbers, masks.counts)
-        coverage.mask_cell_shares(*sizes, masks.kinds, masks.spans, *pools, *geometry, scores, ignored, empty)
-    else:
+        coverage.mask_cell_shares(*sizes, masks.kinds, masks.spans, *pools, *geometry, scores, ignored, found.empty)
+    elif not spec.kind.reads_masks:
+        if records.difficult.any():
+            roles[records.difficult & (roles == FOREGROUND)] = ROLE_OF_POLICY[spec.difficult]
         coverage.box_cell_scores(*sizes, records.boxes, spec.rule == "jaccard", *geometry, scores, ignored)
     labelled = []
     for index, axes in enumerate(grids):
@@ -99,7 +110,16 @@ def label_records(
                 spec,
             )
         )
-    return labelled, empty
+        if len(categories):
+            labelled[-1] = replace(labelled[-1], categories=categories[low:high], category_shares=shares[low:high])
+    return labelled, found
+
+
+def _category_arrays(records: Records, cells: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Room for the majority category of each cell and its share; none where the source has no such maps."""
+    if records.maps is None or not records.maps.category_count:
+        cells = 0
+    return np.full(cells, NO_CATEGORY, np.uint16), np.zeros(cells, np.float32)
 
 
 def label_scores(

@@ -56,6 +56,9 @@ OBJECT_FIELDS: list[tuple[str, pa.DataType]] = [
 ]
 
 
+_SEGMENTS: list[tuple[str, pa.DataType]] = [("id", pa.int64()), ("category", pa.int32()), ("iscrowd", pa.bool_())]
+
+
 class ShardHeader(msgspec.Struct, frozen=True):
     """What a shard says of itself, as JSON under the key `tokenlabels` of its Parquet metadata.
 
@@ -68,11 +71,14 @@ class ShardHeader(msgspec.Struct, frozen=True):
         image_size: (H', W'), or None for native.
         resize: resize policy.
         max_size: cap on the long side, shortest-edge only.
-        rule: name of the rule; `tau`, `crowd` and `padding` complete it.
+        rule: name of the rule; `tau`, `crowd`, `padding`, `void` and `difficult` complete it.
         tau: threshold.
         crowd: policy for crowd regions.
         padding: policy for patches wholly in padding.
-        categories: the category table that `objects.category` indexes.
+        categories: the category table that `objects.category` and `categories` index.
+        void: policy for void pixels of masks.
+        difficult: policy for boxes marked difficult.
+        embed_size: (height, width) that embedded images and masks were resized to; None: they are the files.
     """
 
     schema_version: int
@@ -88,15 +94,41 @@ class ShardHeader(msgspec.Struct, frozen=True):
     crowd: Policy
     padding: PaddingPolicy
     categories: tuple[Category, ...]
+    void: Policy = "background"
+    difficult: Policy = "foreground"
+    embed_size: tuple[int, int] | None = None
 
     @property
     def spec(self) -> RuleSpec:
         """The rule with its threshold and policies."""
-        return RuleSpec(self.rule, self.tau, self.crowd, self.padding)
+        return RuleSpec(self.rule, self.tau, self.crowd, self.padding, self.void, self.difficult)
 
     def patch_grid(self) -> PatchGrid:
         """The grid, rebuilt."""
         return PatchGrid.stored(self.patch, self.image_size, self.resize, self.max_size)
+
+
+class Columns(msgspec.Struct, frozen=True):
+    """Which of the columns that a build may have it does have.
+
+    Attributes:
+        scores: `scores`.
+        images: `image`.
+        masks: `mask`.
+        majority: `categories` and `category_share`.
+        segments: `segments`, what the colours of embedded panoptic masks mean.
+    """
+
+    scores: bool = True
+    images: bool = False
+    masks: bool = False
+    majority: bool = False
+    segments: bool = False
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Columns:
+        """From the names of the columns of a shard."""
+        return cls("scores" in names, "image" in names, "mask" in names, "categories" in names, "segments" in names)
 
 
 class ShardEntry(msgspec.Struct, frozen=True):
@@ -113,13 +145,12 @@ def shard_name(split: str, index: int, total: int) -> str:
     return f"{split}-{index:05d}-of-{total:05d}.parquet"
 
 
-def schema_of(header: ShardHeader, *, scores: bool, images: bool) -> pa.Schema:
+def schema_of(header: ShardHeader, columns: Columns) -> pa.Schema:
     """The Arrow schema of a shard, with its metadata.
 
     Args:
         header: what the shard says of itself.
-        scores: with the column `scores`.
-        images: with the column `image`.
+        columns: which columns it has.
     """
     fields = [
         pa.field("image_id", pa.string()),
@@ -130,17 +161,25 @@ def schema_of(header: ShardHeader, *, scores: bool, images: bool) -> pa.Schema:
         pa.field("grid_cols", pa.int16()),
         pa.field("labels", pa.list_(pa.uint8())),
     ]
-    if scores:
+    if columns.scores:
         fields.append(pa.field("scores", pa.list_(pa.float32())))
     if header.spec.stores_ignored:
         fields.append(pa.field("ignored", pa.list_(pa.bool_())))
+    if columns.majority:
+        fields.append(pa.field("categories", pa.list_(pa.uint16())))
+        fields.append(pa.field("category_share", pa.list_(pa.float32())))
     fields += [
         pa.field("fg_count", pa.int32()),
         pa.field("ignore_count", pa.int32()),
         pa.field("objects", pa.struct([pa.field(name, pa.list_(kind)) for name, kind in OBJECT_FIELDS])),
     ]
-    if images:
-        fields.append(pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])))
+    if columns.segments:
+        fields.append(pa.field("segments", pa.struct([pa.field(name, pa.list_(kind)) for name, kind in _SEGMENTS])))
+    fields += [
+        pa.field(name, pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
+        for name, wanted in (("image", columns.images), ("mask", columns.masks))
+        if wanted
+    ]
     features = features_of(fields, header.categories)
     metadata = {
         "huggingface": msgspec.json.encode({"info": {"features": features}}),
@@ -150,12 +189,15 @@ def schema_of(header: ShardHeader, *, scores: bool, images: bool) -> pa.Schema:
 
 
 def features_of(fields: Iterable[pa.Field], categories: Sequence[Category]) -> dict[str, Any]:
-    """The Hugging Face features of the columns: `objects.category` as class labels, `image` as an image."""
+    """The Hugging Face features of the columns: categories of objects as class labels, pictures as images."""
     features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
     labels = {"names": _unique_names(categories), "_type": "ClassLabel"}
-    features["objects"]["category"] = {"feature": labels, "_type": "Sequence"}
-    if "image" in features:
-        features["image"] = {"_type": "Image"}
+    for column in ("objects", "segments"):
+        if column in features:
+            features[column]["category"] = {"feature": labels, "_type": "Sequence"}
+    for column in ("image", "mask"):
+        if column in features:
+            features[column] = {"_type": "Image"}
     return features
 
 
@@ -184,6 +226,7 @@ def build_table(
     labelled: CellLabels,
     schema: pa.Schema,
     images: Sequence[bytes] | None = None,
+    masks: Sequence[bytes | None] | None = None,
 ) -> pa.Table:
     """The rows of n images on one grid.
 
@@ -192,6 +235,7 @@ def build_table(
         labelled: their labels on this grid.
         schema: see `schema_of`; it says which columns are wanted.
         images: n encoded images, where the schema has the column.
+        masks: n encoded masks, where the schema has the column; None for an image without.
     """
     cells, offsets = labelled.cells, records.offsets
     objects = {
@@ -220,11 +264,34 @@ def build_table(
             fields=list(schema.field("objects").type),
         ),
     }
+    if labelled.categories is not None and labelled.category_shares is not None:
+        columns["categories"] = lists(cells, numbers(labelled.categories))
+        columns["category_share"] = lists(cells, numbers(labelled.category_shares))
+    if "segments" in schema.names:
+        columns["segments"] = _segment_lists(records, list(schema.field("segments").type))
     if images is not None:
-        columns["image"] = pa.StructArray.from_arrays(
-            [_texts(images, pa.binary()), columns["file_name"]], fields=list(schema.field("image").type)
-        )
+        columns["image"] = _files(images, records.file_names, list(schema.field("image").type))
+    if masks is not None:
+        columns["mask"] = _files(masks, records.mask_files or (), list(schema.field("mask").type))
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _segment_lists(records: Records, fields: list[pa.Field]) -> pa.StructArray:
+    assert records.maps is not None
+    assert records.maps.segments is not None
+    segments = records.maps.segments
+    values = (segments.ids, segments.categories, segments.crowd)
+    return pa.StructArray.from_arrays([lists(segments.offsets, numbers(part)) for part in values], fields=fields)
+
+
+def _files(contents: Sequence[bytes | None], paths: Sequence[str], fields: list[pa.Field]) -> pa.StructArray:
+    """Encoded pictures in the form of the Hugging Face `Image` feature; null where there is none."""
+    members = [
+        _texts([content or b"" for content in contents], pa.binary()),
+        _texts([path.encode() for path in paths], pa.string()),
+    ]
+    absent = np.array([content is None for content in contents], np.bool_)
+    return pa.StructArray.from_arrays(members, fields=fields, mask=numbers(absent) if absent.any() else None)
 
 
 def lists(offsets: NDArray[np.int64], values: pa.Array) -> pa.ListArray:

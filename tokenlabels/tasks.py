@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels import check
 from tokenlabels.annotations import Records
-from tokenlabels.check import EXAMPLES_PER_CODE
-from tokenlabels.errors import TokenLabelsError
+from tokenlabels.check import EXAMPLES_PER_CODE, Finding
+from tokenlabels.embedding import Embedding, Pictures
+from tokenlabels.errors import FindingsError
 from tokenlabels.output import JournalEntry, write_journal
-from tokenlabels.shards import ShardHeader, ShardWriter, build_table, row_group_spans, schema_of, shard_name
+from tokenlabels.shards import Columns, ShardHeader, ShardWriter, build_table, row_group_spans, schema_of, shard_name
 from tokenlabels.totals import LabelSums
+
+if TYPE_CHECKING:
+    from tokenlabels.map_scoring import MapError, MapScores  # loads the kernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,9 +33,9 @@ class ShardTask:
         total: shards of the split.
         headers: one for each grid of the pass, in order.
         wanted: which of these grids are still to be written.
-        scores: store the scores.
-        images: folder of the images to embed, or None.
-        image_bytes: int64 (n,), sizes of the files to embed; they decide the row groups.
+        columns: columns of the shards.
+        embedding: pictures to embed.
+        image_bytes: int64 (n,), bytes of the pictures of each image; they decide the row groups. None: no pictures.
         source_name: annotation file name, for findings.
         records: the n images of the shard.
     """
@@ -41,8 +45,8 @@ class ShardTask:
     total: int
     headers: tuple[ShardHeader, ...]
     wanted: tuple[bool, ...]
-    scores: bool
-    images: Path | None
+    columns: Columns
+    embedding: Embedding
     image_bytes: NDArray[np.int64] | None
     source_name: str
     records: Records
@@ -53,39 +57,41 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
 
     Raises:
         OutputError: a shard cannot be written.
+        FindingsError: a mask that is decoded here for the first time has a fault.
         TokenLabelsError: an image to embed cannot be read.
     """
+    from tokenlabels.map_scoring import MapError
     from tokenlabels.scoring import label_records  # loads the kernels, where the work is done
 
     records = task.records
     spec = task.headers[0].spec
-    grids = [header.patch_grid().axes(records.widths, records.heights) for header in task.headers]
-    spans = row_group_spans(np.sum([axes.cells for axes in grids], axis=0), task.image_bytes)
-    empty_masks: list[int] = []
+    grids = [header.patch_grid() for header in task.headers]
+    axes = [grid.axes(records.widths, records.heights) for grid in grids]
+    spans = row_group_spans(np.sum([each.cells for each in axes], axis=0), task.image_bytes)
+    notes = _Notes(task)
     name = shard_name(task.headers[0].split, task.index, task.total)
     sums = [LabelSums() for _ in task.headers]
     with ExitStack() as stack:
         writers: list[ShardWriter | None] = []
         for header, wanted in zip(task.headers, task.wanted, strict=True):
-            schema = schema_of(header, scores=task.scores, images=task.images is not None)
+            schema = schema_of(header, task.columns)
             writer = ShardWriter(task.out / header.grid / name, schema) if wanted else None
             writers.append(stack.enter_context(writer) if writer else None)
         for start, stop in spans:
             block = records.block(start, stop)
-            labelled, empty = label_records(block, [axes[start:stop] for axes in grids], spec)
-            empty_masks += (np.flatnonzero(empty) + records.offsets[start]).tolist()
-            images = None if task.images is None else _read_images(task.images, block.file_names)
+            try:
+                labelled, found = label_records(block, [each[start:stop] for each in axes], spec)
+            except MapError as fault:
+                raise notes.refusal(block, fault) from None
+            notes.take(block, found)
             sums = [before + LabelSums.of(labels) for before, labels in zip(sums, labelled, strict=True)]
-            for writer, labels in zip(writers, labelled, strict=True):
+            pictures = Pictures(task.embedding, block)
+            for writer, labels, grid in zip(writers, labelled, grids, strict=True):
                 if writer:
-                    writer.write(build_table(block, labels, writer.schema, images))
-    findings = tuple(
-        check.empty_mask(task.source_name, records.image_of(index), int(records.ids[index]))
-        for index in empty_masks[:EXAMPLES_PER_CODE]
-    )
-    counts = {check.MASK_EMPTY.code: len(empty_masks)} if empty_masks else {}
+                    embedded = pictures.of(grid)
+                    writer.write(build_table(block, labels, writer.schema, embedded.images, embedded.masks))
     entries = [
-        JournalEntry(writer.entry, grid_sums, findings, counts)
+        JournalEntry(writer.entry, grid_sums, notes.examples, notes.counts)
         for writer, grid_sums in zip(writers, sums, strict=True)
         if writer and writer.entry
     ]
@@ -94,13 +100,39 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
     return entries
 
 
-def _read_images(folder: Path, names: Sequence[str]) -> list[bytes]:
-    images = []
-    for name in names:
-        try:
-            images.append((folder / name).read_bytes())
-        except OSError as fault:
-            raise TokenLabelsError(
-                f"{folder / name}: cannot be read ({fault.strerror}): run again when it can."
-            ) from None
-    return images
+class _Notes:
+    """Findings that only decoding the masks of a shard shows."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self._format = task.headers[0].format
+        self._file = task.source_name
+        self._found: dict[str, list[Finding]] = {}
+        self.counts: dict[str, int] = {}
+
+    def take(self, block: Records, found: MapScores) -> None:
+        """Warnings of one block."""
+        for index in np.flatnonzero(found.empty).tolist():
+            image_id, annotation_id = block.image_of(index), int(block.ids[index])
+            self._add(check.empty_mask(self._format, self._file, image_id, annotation_id))
+        for image, value in found.strange:
+            self._add(check.strange_object(self._format, self._file, block.image_ids[image], value))
+
+    def _add(self, finding: Finding) -> None:
+        self.counts[finding.code] = self.counts.get(finding.code, 0) + 1
+        kept = self._found.setdefault(finding.code, [])
+        if len(kept) < EXAMPLES_PER_CODE:
+            kept.append(finding)
+
+    @property
+    def examples(self) -> tuple[Finding, ...]:
+        return tuple(finding for kept in self._found.values() for finding in kept)
+
+    def refusal(self, block: Records, error: MapError) -> FindingsError:
+        """The error that says which mask cannot be scored."""
+        assert block.maps is not None
+        code = check.code_of(error.fault.kind, self._format)
+        file, image_id = block.maps.files[error.image], block.image_ids[error.image]
+        return FindingsError(
+            f"{code} {file}: the mask of image {image_id} {error.fault.problem}; nothing was built (leave such images "
+            "out with --on-error skip; `tokenlabels check` lists them all)."
+        )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from tokenlabels.annotations import Dataset
 from tokenlabels.check import FindingLog
 from tokenlabels.executors import Run, SerialExecutor
+from tokenlabels.rules import RuleName
 from tokenlabels.sources.masks import Rasterizer
 
 
@@ -17,12 +19,16 @@ class Reading:
     """What a build needs from a source.
 
     Attributes:
-        masks: read instance masks.
+        masks: read masks.
         shapes: check every polygon with shapely.
         limit: keep only the first images of each split.
         run: runs work that can be shared out, see `executors.Executor.run`.
         rasterizer: who turns polygons into pixels.
         progress: called with a sentence when a new stage begins.
+        note: called with what a person should know.
+        decode: decode every mask file now and leave out the faulty ones, rather than fail where it is scored.
+        report_all: with that, report also what a build reports when it scores the masks.
+        embed_masks: say which masks are to be embedded.
     """
 
     masks: bool = False
@@ -31,6 +37,10 @@ class Reading:
     run: Run = SerialExecutor().run
     rasterizer: Rasterizer = "kernel"
     progress: Callable[[str], None] = lambda _stage: None
+    note: Callable[[str], None] = lambda _text: None
+    decode: bool = False
+    report_all: bool = False
+    embed_masks: bool = False
 
 
 class Source(Protocol):
@@ -40,12 +50,25 @@ class Source(Protocol):
     def format(self) -> str:
         """Name of the format, such as `coco`."""
 
-    def input_bytes(self) -> int:
-        """Size of the annotation files, from which the caller judges whether worker processes pay."""
+    @property
+    def default_rule(self) -> RuleName:
+        """The rule unless a person names one."""
+
+    def input_bytes(self, *, masks: bool) -> int:
+        """Size of the annotation files, from which the caller judges whether worker processes pay.
+
+        A file that is dearer to read than JSON, such as a mask to decode, counts for more than its bytes.
+        """
+
+    def image_folders(self) -> dict[str, Path]:
+        """Image folder of each split; it need not exist."""
+
+    def parameters(self) -> dict[str, Any]:
+        """What a person chose of how to read the files, as JSON values; it is part of the parameters of a build."""
 
     def read(self, reading: Reading, log: FindingLog) -> Dataset:
         """Read and check everything; faults of single entries go to `log`.
 
         Raises:
-            TokenLabelsError: a file as a whole cannot be read.
+            TokenLabelsError: a file as a whole cannot be read, or the source has nothing that the rule can score.
         """

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tokenlabels.annotations import Category, Dataset, SourceFile, Split
 from tokenlabels.check import FindingLog
 from tokenlabels.errors import AnnotationFileError, ParameterError, TokenLabelsError
+from tokenlabels.rules import RuleName
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco_columns import to_records
 from tokenlabels.sources.coco_json import read_document
+from tokenlabels.sources.names import split_name
 
 _PREFIX = "instances_"
 
@@ -37,6 +39,7 @@ class CocoSource:
 
     files: tuple[tuple[str, Path, Path], ...]
     format: str = "coco"
+    default_rule: RuleName = "overlap"
 
     @classmethod
     def locate(
@@ -65,7 +68,7 @@ class CocoSource:
                 raise ParameterError("--annotations is one split: give --split once at most, to name it.")
             stem = annotations.stem.removeprefix(_PREFIX)
             _check_folder(images)
-            name = _split_name(splits[0] if splits else stem)
+            name = split_name(splits[0] if splits else stem)
             default = (
                 annotations.parent.parent / stem if annotations.parent.name == "annotations" else annotations.parent
             )
@@ -89,7 +92,7 @@ class CocoSource:
         _check_folder(images)
         chosen: dict[str, tuple[str, Path, Path]] = {}
         for text in dict.fromkeys(splits or available):
-            name = _split_name(text)
+            name = split_name(text)
             if name in chosen:
                 raise TokenLabelsError(
                     f"{available[text]}: its split would be called {name}, as that of {chosen[name][1].name}: "
@@ -98,9 +101,17 @@ class CocoSource:
             chosen[name] = name, available[text], images or root / text
         return cls(tuple(chosen.values()))
 
-    def input_bytes(self) -> int:
+    def input_bytes(self, *, masks: bool) -> int:  # noqa: ARG002  the file is read whole either way
         """See `Source`."""
         return sum(path.stat().st_size for _, path, _ in self.files if path.is_file())
+
+    def image_folders(self) -> dict[str, Path]:
+        """See `Source`."""
+        return {name: images for name, _, images in self.files}
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {}
 
     def read(self, reading: Reading, log: FindingLog) -> Dataset:
         """See `Source`."""
@@ -109,7 +120,7 @@ class CocoSource:
         for name, path, images in self.files:
             reading.progress(f"reading {path.name}")
             split, categories = _read_split(name, path, images, reading, log)
-            splits.append(_on_common_table(split, categories, table, path))
+            splits.append(on_common_table(split, categories, table, path))
         return Dataset(self.format, tuple(splits), tuple(table.values()))
 
 
@@ -130,14 +141,7 @@ def _default_root() -> Path:
     )
 
 
-def _split_name(text: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9_]", "_", text)
-    if not name:
-        raise ParameterError("the split needs a name: give --split.")
-    return name
-
-
-def _on_common_table(split: Split, categories: tuple[Category, ...], table: dict[int, Category], path: Path) -> Split:
+def on_common_table(split: Split, categories: tuple[Category, ...], table: dict[int, Category], path: Path) -> Split:
     """Unite the category table of one file with `table`, and renumber the split's categories where that moves them."""
     for category in categories:
         known = table.setdefault(category.id, category)
@@ -153,7 +157,7 @@ def _on_common_table(split: Split, categories: tuple[Category, ...], table: dict
     return split
 
 
-def _read_bytes(path: Path) -> memoryview:
+def read_bytes(path: Path) -> memoryview:
     """The bytes of a file. Not mapped: a file cut short while it is mapped would end the process."""
     try:
         path.name.encode()
@@ -179,7 +183,7 @@ def _read_bytes(path: Path) -> memoryview:
 def _read_split(
     name: str, path: Path, images: Path, reading: Reading, log: FindingLog
 ) -> tuple[Split, tuple[Category, ...]]:
-    data = _read_bytes(path)
+    data = read_bytes(path)
     with ThreadPoolExecutor(1) as pool:
         hashing = pool.submit(lambda: hashlib.sha256(data).hexdigest())
         document = read_document(data, path, log, masks=reading.masks)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import cast
@@ -16,14 +15,11 @@ from tokenlabels import check
 from tokenlabels.annotations import MAX_COORDINATE, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, Records
 from tokenlabels.check import FindingLog, Kind
 from tokenlabels.sources.base import Reading
-from tokenlabels.sources.coco_json import BoxEntry, Document, EntryId, ImageEntry, MaskEntry
+from tokenlabels.sources.boxes import AnnotationNotes, checked_boxes
+from tokenlabels.sources.coco_json import Document, EntryId, ImageEntry, MaskEntry
 from tokenlabels.sources.masks import pack_masks
 from tokenlabels.sources.paths import is_inside
 
-_BOX_SLACK = 0.0101
-"""Pixels by which a box may pass the border unreported: x and width are commonly rounded to two decimals each."""
-
-_NO_BOX = (0.0, 0.0, 0.0, 0.0)
 _MAX_TABLE = 1 << 24
 """Range of ids up to which a table beats a search."""
 
@@ -42,7 +38,7 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
         left_out |= {entry.id for entry in kept_images[reading.limit :]}
         kept_images = kept_images[: reading.limit]
     entries = document.annotations
-    notes = _Annotations(entries, path, log)
+    notes = AnnotationNotes(entries, path.name, log)
     rows = _positions([entry.id for entry in kept_images], list(map(attrgetter("image_id"), entries)))
     categories = _positions(
         [category.id for category in document.categories], list(map(attrgetter("category_id"), entries))
@@ -50,7 +46,7 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
     _check_references(notes, rows, categories, left_out)
     widths = np.array([entry.width for entry in kept_images], np.int32)
     heights = np.array([entry.height for entry in kept_images], np.int32)
-    boxes = _boxes(notes, widths, heights, rows)
+    boxes = checked_boxes(notes, widths, heights, rows)
     ids, areas = _ids(notes), _areas(notes, boxes)
 
     count = len(kept_images)
@@ -102,43 +98,6 @@ def _check_images(document: Document, path: Path, log: FindingLog) -> tuple[list
     return kept, left_out
 
 
-class _Annotations:
-    """The m annotation entries of a file, which of them are usable, and how to report faults of them."""
-
-    def __init__(self, entries: Sequence[BoxEntry], path: Path, log: FindingLog) -> None:
-        self.entries = entries
-        self.usable = np.ones(len(entries), np.bool_)
-        self._file = path.name
-        self._log = log
-
-    def flag(self, kind: Kind, where: NDArray[np.bool_], wording: Callable[[int], str]) -> None:
-        """Report a fault at every usable entry where `where` bool (m,) is true; `wording(index)` says what is wrong."""
-        hits = np.flatnonzero(where & self.usable)
-        for position, index in enumerate(hits.tolist()):
-            if not self._log.wants_example(kind):
-                self._log.count(kind, len(hits) - position)
-                break
-            self.report(kind, index, wording(index))
-        if self._log.severity(kind) == "error":
-            self.usable[hits] = False
-
-    def report(self, kind: Kind, index: int, problem: str) -> None:
-        """Report one fault of one entry."""
-        entry = self.entries[index]
-        named = f"annotation {entry.id}" if entry.id is not None else f"annotations[{index}]"
-        self._log.add(
-            kind,
-            self._file,
-            f"{named} of image {entry.image_id} {problem}.",
-            image_id=str(entry.image_id),
-            annotation_id=entry.id,
-        )
-
-    def severity_is_error(self, kind: Kind) -> bool:
-        """Whether this kind of fault makes an annotation unusable in this run."""
-        return self._log.severity(kind) == "error"
-
-
 def _positions(keys: Sequence[EntryId], wanted: Sequence[EntryId]) -> NDArray[np.int64]:
     """int64 (m,): index in `keys` of each wanted id, -1 where it is not there."""
     if not keys:
@@ -162,10 +121,10 @@ def _positions(keys: Sequence[EntryId], wanted: Sequence[EntryId]) -> NDArray[np
 
 
 def _check_references(
-    notes: _Annotations, rows: NDArray[np.int64], categories: NDArray[np.int64], left_out: set[EntryId]
+    notes: AnnotationNotes, rows: NDArray[np.int64], categories: NDArray[np.int64], left_out: set[EntryId]
 ) -> None:
     """Annotations of unknown images and categories; those of an image left out above go with it silently."""
-    entries = notes.entries
+    entries = cast(Sequence[BoxEntry], notes.entries)
     missing = rows < 0
     if left_out:
         notes.usable &= np.fromiter((entry.image_id not in left_out for entry in entries), np.bool_, len(entries))
@@ -177,7 +136,7 @@ def _check_references(
     )
 
 
-def _ids(notes: _Annotations) -> NDArray[np.int64]:
+def _ids(notes: AnnotationNotes) -> NDArray[np.int64]:
     """int64 (m,), -1 where there is none."""
     given = list(map(attrgetter("id"), notes.entries))
     missing = np.zeros(len(given), np.bool_)
@@ -193,44 +152,7 @@ def _ids(notes: _Annotations) -> NDArray[np.int64]:
     return ids
 
 
-def _boxes(
-    notes: _Annotations, widths: NDArray[np.int32], heights: NDArray[np.int32], rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """float64 (m, 4) xywh; zeros where there is none that can be stored."""
-    given = list(map(attrgetter("bbox"), notes.entries))
-    missing = np.zeros(len(given), np.bool_)
-    if None in given:
-        missing = np.array([box is None for box in given], np.bool_)
-        notes.flag(check.BOX_MALFORMED, missing, lambda _i: "has no bbox of four numbers")
-        given = [_NO_BOX if box is None else box for box in given]
-    boxes = np.fromiter(chain.from_iterable(given), np.float64, 4 * len(given)).reshape(-1, 4)
-    wild = np.invert((np.abs(boxes) <= MAX_COORDINATE).all(axis=1))
-    notes.flag(check.BOX_WILD, wild, lambda i: f"has bbox {_shown(boxes[i])}")
-    boxes = np.where(wild[:, None], 0.0, boxes)
-    left, top, width, height = boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3]
-    measured = ~missing & ~wild
-    negative = (width < 0) | (height < 0)
-    notes.flag(check.BOX_NEGATIVE, negative, lambda i: f"has bbox {_shown(boxes[i])} of negative size")
-    empty: NDArray[np.bool_] = measured & ~negative & ((width == 0) | (height == 0))
-    notes.flag(check.BOX_EMPTY, empty, lambda i: f"has bbox {_shown(boxes[i])} of zero area")
-    if len(widths):
-        image_width, image_height = widths[rows].astype(np.float64), heights[rows].astype(np.float64)
-        solid = measured & ~negative & ~empty
-        outside: NDArray[np.bool_] = solid & (
-            (left >= image_width) | (top >= image_height) | (left + width <= 0) | (top + height <= 0)
-        )
-
-        def wording(i: int) -> str:
-            return f"has bbox {_shown(boxes[i])} in an image of {widths[rows[i]]} x {heights[rows[i]]}"
-
-        notes.flag(check.BOX_OUTSIDE, outside, wording)
-        partly: NDArray[np.bool_] = (left < -_BOX_SLACK) | (top < -_BOX_SLACK)
-        partly |= (left + width > image_width + _BOX_SLACK) | (top + height > image_height + _BOX_SLACK)
-        notes.flag(check.BOX_PARTLY_OUTSIDE, solid & ~outside & partly, wording)
-    return boxes
-
-
-def _areas(notes: _Annotations, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def _areas(notes: AnnotationNotes, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """float64 (m,), the area of the box where the file gives none."""
     areas = np.array(list(map(attrgetter("area"), notes.entries)), np.float64)  # None becomes NaN
     unusable = ~((areas >= 0) & (areas <= MAX_COORDINATE**2))
@@ -239,7 +161,7 @@ def _areas(notes: _Annotations, boxes: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _with_masks(
-    records: Records, notes: _Annotations, order: NDArray[np.int64], rows: NDArray[np.int64], reading: Reading
+    records: Records, notes: AnnotationNotes, order: NDArray[np.int64], rows: NDArray[np.int64], reading: Reading
 ) -> Records:
     reading.progress("checking masks")
     entries = cast(Sequence[MaskEntry], notes.entries)
@@ -265,7 +187,3 @@ def _with_masks(
     if notes.severity_is_error(check.MASK_MALFORMED):
         return replace(records, masks=masks).keep(usable)
     return replace(records, masks=masks.blanked(~usable))
-
-
-def _shown(box: NDArray[np.float64]) -> str:
-    return "[" + ", ".join(f"{side:.6g}" for side in box.tolist()) + "]"

@@ -66,7 +66,7 @@ def check_masks(chunk: MaskChunk) -> CheckedMasks:
             if chunk.rasterizer == "pycocotools" and decoded.rings is not None:
                 decoded = _Decoded(counts=_rasterized(decoded.rings, width, height))
         except MaskError as fault:
-            faults.append((index, fault.kind.code, fault.problem))
+            faults.append((index, fault.kind.number, fault.problem))
             usable[index] = False
             continue
         if decoded.rings is not None:
@@ -301,5 +301,5 @@ def _shape_faults(texts: list[bytes], usable: NDArray[np.bool_]) -> list[tuple[i
         (flat, check.RING_FLAT, "has a polygon of zero area"),
         (crossed, check.RING_CROSSED, "has a polygon that crosses itself"),
     ):
-        found += [(index, kind.code, problem) for index in sorted({owners[k] for k in np.flatnonzero(where)})]
+        found += [(index, kind.number, problem) for index in sorted({owners[k] for k in np.flatnonzero(where)})]
     return found

@@ -59,7 +59,7 @@ class CheckedMasks:
         numbers: float64, rings that are no plain text.
         counts: int64, run lengths.
         usable: bool (k,).
-        faults: (mask, code of the kind, what is wrong) of each fault.
+        faults: (mask, number of the kind, what is wrong) of each fault.
     """
 
     index: int
@@ -111,8 +111,8 @@ def pack_masks(
         spans[start : start + len(part.spans)] = part.spans + shift[:, None]
         before["numbers"] += len(part.numbers)
         before["counts"] += len(part.counts)
-        for index, code, problem in part.faults:
-            report(start + index, KINDS[code], problem)
+        for index, number, problem in part.faults:
+            report(start + index, KINDS[number], problem)
     spans[kinds == MASK_TEXT] = 0
     objects = np.fromiter(raws, np.object_, len(raws))  # not np.array, which would look into each for numbers
     return RawMasks(kinds, spans, objects, numbers, counts), usable

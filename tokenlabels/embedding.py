@@ -1,0 +1,101 @@
+"""Pictures and masks to embed: the files as they are, or resized to the model input of each grid."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenlabels.annotations import Records
+from tokenlabels.errors import TokenLabelsError
+from tokenlabels.grid import PatchGrid
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What is embedded, and from where.
+
+    Attributes:
+        images: folder of the pictures, None: they are not embedded.
+        masks: folder of the masks, None: they are not embedded.
+        size: (height, width) to resize both to; None stores the files.
+        quality: of the JPEGs that resizing makes.
+        mask_fill: value of a mask in the padding of a letterboxed picture.
+    """
+
+    images: Path | None = None
+    masks: Path | None = None
+    size: tuple[int, int] | None = None
+    quality: int = 90
+    mask_fill: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Encoded pictures of a block of images, None where they are not wanted."""
+
+    images: Sequence[bytes] | None = None
+    masks: Sequence[bytes | None] | None = None
+
+
+class Pictures:
+    """The pictures of one block; read once where every grid stores the same."""
+
+    def __init__(self, embedding: Embedding, block: Records) -> None:
+        self._embedding = embedding
+        self._block = block
+        self._files: Embedded | None = None
+
+    def of(self, grid: PatchGrid) -> Embedded:
+        """What the rows of one grid store.
+
+        Raises:
+            TokenLabelsError: a file cannot be read.
+        """
+        if self._embedding.size is not None:
+            return Embedded(*self._resized(grid, self._embedding.size))
+        if self._files is None:
+            images, masks = self._embedding.images, self._embedding.masks
+            self._files = Embedded(
+                None if images is None else [_bytes(images / name) for name in self._block.file_names],
+                None
+                if masks is None
+                else [_bytes(masks / name) if name else None for name in self._block.mask_files or ()],
+            )
+        return self._files
+
+    def _resized(self, grid: PatchGrid, size: tuple[int, int]) -> tuple[list[bytes] | None, list[bytes | None] | None]:
+        from tokenlabels.model_input import encode_input, encode_input_mask, model_input, model_input_mask
+
+        chosen, block = self._embedding, self._block
+        fixed = size if grid.resize == "squash" else None
+
+        def picture(image: Image.Image) -> Image.Image:
+            return model_input(image, grid, fixed)
+
+        mask = functools.partial(model_input_mask, grid=grid, size=fixed, fill=chosen.mask_fill)
+        sizes = list(zip(block.widths.tolist(), block.heights.tolist(), strict=True))
+        images, masks = None, None
+        if chosen.images is not None:
+            images = [
+                encode_input(chosen.images / name, stored, picture, chosen.quality)
+                for name, stored in zip(block.file_names, sizes, strict=True)
+            ]
+        if chosen.masks is not None:
+            masks = [
+                encode_input_mask(chosen.masks / name, stored, mask) if name else None
+                for name, stored in zip(block.mask_files or (), sizes, strict=True)
+            ]
+        return images, masks
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise TokenLabelsError(f"{path}: cannot be read ({fault.strerror}): run again when it can.") from None

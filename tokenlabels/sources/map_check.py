@@ -1,0 +1,167 @@
+"""Checking mask files in tasks: of every one its header and content hash, or all of it; no pixels are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenlabels import check
+from tokenlabels.annotations import LabelMaps, MapEncoding
+from tokenlabels.executors import Run
+from tokenlabels.map_files import MapFileError, map_size, read_map
+from tokenlabels.rules import RuleSpec
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeaderChunk:
+    """Some mask files: their number of the first, folder, names and encodings; names may be empty."""
+
+    start: int
+    folder: Path
+    files: Sequence[str]
+    encodings: Sequence[MapEncoding]
+
+
+@dataclass(frozen=True, slots=True)
+class MapHeader:
+    """What was found of one mask file.
+
+    Attributes:
+        bytes: of the file.
+        sha256: hex digest of its content, empty where it cannot be read.
+        size: (width, height), zeros where there is a fault.
+        fault: number of the kind and what is wrong, or None.
+    """
+
+    bytes: int = 0
+    sha256: str = ""
+    size: tuple[int, int] = (0, 0)
+    fault: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MapChunk:
+    """Some maps to decode: the number of the first, the maps, int32 (n,) widths and heights they must have."""
+
+    start: int
+    maps: LabelMaps
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MapFindings:
+    """What decoding maps showed.
+
+    Attributes:
+        faults: (number of the image, number of the kind, what is wrong).
+        strange: (number of the image, value that names no object).
+        empty: (number of the image, which of its annotations has no pixel).
+    """
+
+    faults: tuple[tuple[int, str, str], ...]
+    strange: tuple[tuple[int, int], ...]
+    empty: tuple[tuple[int, int], ...]
+
+
+def read_headers(folder: Path, files: Sequence[str], encodings: Sequence[MapEncoding], run: Run) -> list[MapHeader]:
+    """The headers of n mask files, in order; nothing is decoded."""
+    found: list[MapHeader] = [MapHeader()] * len(files)
+    chunks = (
+        HeaderChunk(start, folder, files[start : start + _CHUNK], encodings[start : start + _CHUNK])
+        for start in range(0, len(files), _CHUNK)
+    )
+    for start, headers in run("tokenlabels.sources.map_check:headers_of", chunks):
+        found[start : start + len(headers)] = headers
+    return found
+
+
+def headers_of(chunk: HeaderChunk) -> tuple[int, list[MapHeader]]:
+    """Task of `read_headers`."""
+    return chunk.start, [
+        _header(chunk.folder / file, encoding) if file else MapHeader()
+        for file, encoding in zip(chunk.files, chunk.encodings, strict=True)
+    ]
+
+
+def _header(path: Path, encoding: MapEncoding) -> MapHeader:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return MapHeader(fault=(check.MAP_MISSING.number, "is missing"))
+    except OSError as fault:
+        return MapHeader(fault=(check.MAP_UNREADABLE.number, f"cannot be read ({fault.strerror})"))
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        return MapHeader(len(data), digest, map_size(data, encoding))
+    except MapFileError as fault:
+        return MapHeader(len(data), digest, fault=(fault.kind.number, fault.problem))
+
+
+def check_maps(maps: LabelMaps, widths: NDArray[np.int32], heights: NDArray[np.int32], run: Run) -> MapFindings:
+    """Decode n maps and look at every value."""
+    chunks = (
+        MapChunk(start, maps.block(start, stop), widths[start:stop], heights[start:stop])
+        for start in range(0, len(maps.files), _CHUNK)
+        for stop in [min(start + _CHUNK, len(maps.files))]
+    )
+    found = list(run("tokenlabels.sources.map_check:findings_of", chunks))
+    return MapFindings(
+        tuple(sorted(fault for part in found for fault in part.faults)),
+        tuple(sorted(pair for part in found for pair in part.strange)),
+        tuple(sorted(pair for part in found for pair in part.empty)),
+    )
+
+
+def findings_of(chunk: MapChunk) -> MapFindings:
+    """Task of `check_maps`."""
+    from tokenlabels.map_scoring import check_map  # loads the kernels
+
+    spec = RuleSpec.make("pixel-ratio")
+    faults, strange, empty = [], [], []
+    for image, file in enumerate(chunk.maps.files):
+        if not file:
+            continue
+        try:
+            values, unseen = check_map(chunk.maps, image, (int(chunk.widths[image]), int(chunk.heights[image])), spec)
+        except MapFileError as fault:
+            faults.append((chunk.start + image, fault.kind.number, fault.problem))
+        else:
+            strange += [(chunk.start + image, value) for value in values.tolist()]
+            empty += [(chunk.start + image, place) for place in unseen.tolist()]
+    return MapFindings(tuple(faults), tuple(strange), tuple(empty))
+
+
+def largest_value(folder: Path, files: Sequence[str], ignored: Sequence[int], run: Run) -> int:
+    """The largest value that is not ignored in n class maps; those that cannot be read are passed over. -1: none."""
+    chunks = ((folder, files[start : start + _CHUNK], tuple(ignored)) for start in range(0, len(files), _CHUNK))
+    return max(run("tokenlabels.sources.map_check:largest_of", chunks), default=-1)
+
+
+def largest_of(chunk: tuple[Path, Sequence[str], tuple[int, ...]]) -> int:
+    """Task of `largest_value`."""
+    folder, files, ignored = chunk
+    seen = np.zeros(256, np.int64)
+    for file in files:
+        try:
+            data = (folder / file).read_bytes()
+            seen += np.bincount(read_map(data, "class", map_size(data, "class")).ravel(), minlength=256)
+        except (OSError, MapFileError):
+            continue
+    seen[list(ignored)] = 0
+    return int(np.flatnonzero(seen).max(initial=-1))
+
+
+def listing_digest(entries: Iterable[tuple[str, str]]) -> str:
+    """Hex sha256 over (name, sha256 of the content) of many files, in order."""
+    digest = hashlib.sha256()
+    for name, content in entries:
+        digest.update(f"{content} {name}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,189 @@
+"""Where the masks of a semantic data set are: the official layouts, and two folders side by side.
+
+ADE20K          ROOT/images/SPLIT, ROOT/annotations/SPLIT, splits training and validation
+COCO-Stuff      ROOT/images/SPLIT, ROOT/annotations/SPLIT, or ROOT/SPLIT, ROOT/stuffthingmaps_trainval2017/SPLIT
+Pascal Context  ROOT/JPEGImages, ROOT/SegmentationClassContext, lists in ROOT/ImageSets/SegmentationContext
+VOC             ROOT/JPEGImages, ROOT/SegmentationClass, lists in ROOT/ImageSets/Segmentation
+
+A mask belongs to the picture with the same path but for the suffix.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenlabels.errors import AnnotationFileError, ParameterError, TokenLabelsError
+from tokenlabels.images import IMAGE_SUFFIXES
+from tokenlabels.sources.names import split_name
+from tokenlabels.sources.paths import is_inside
+
+_TRAIN_IDS = "_labelTrainIds.png"
+_MAX_LIST_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFolder:
+    """The masks and pictures of one split.
+
+    Attributes:
+        name: of the split.
+        images: folder of the pictures, None where there are none.
+        masks: folder of the masks.
+        suffix: end of a mask's file name, the rest of which it shares with its picture.
+        listed: file with the ids, one a line; None: every mask in the folder.
+    """
+
+    name: str
+    images: Path | None
+    masks: Path
+    suffix: str = ".png"
+    listed: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MaskLayout:
+    """An official layout that was found.
+
+    Attributes:
+        folders: one for each split.
+        card: name of the data card that says what values mean, None where the layout does not tell.
+        train_ids: values are places in the card's table, counted from 0, not those that the card gives.
+    """
+
+    folders: tuple[MaskFolder, ...]
+    card: str | None
+    train_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPair:
+    """A mask and its picture, relative to their folders with `/`; the picture is empty where there is none."""
+
+    image_id: str
+    mask: str
+    image: str
+
+
+def find_layout(root: Path, splits: Sequence[str] = ()) -> MaskLayout | None:
+    """The official layout of a folder, of some splits or all; None where it has none.
+
+    Raises:
+        TokenLabelsError: it has, but not such a split.
+    """
+    if not root.is_dir():
+        raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --masks.")
+    layout = _by_lists(root) or _by_folders(root)
+    if layout is None or not splits:
+        return layout
+    known = {folder.name: folder for folder in layout.folders}
+    for split in splits:
+        if split not in known:
+            raise TokenLabelsError(f"{root}: no masks of the split {split}; the splits there are {', '.join(known)}.")
+    return MaskLayout(tuple(known[split] for split in dict.fromkeys(splits)), layout.card, layout.train_ids)
+
+
+def _by_lists(root: Path) -> MaskLayout | None:
+    for masks, lists, card in (
+        ("SegmentationClassContext", "SegmentationContext", "pascal-context"),
+        ("SegmentationClass", "Segmentation", "voc"),
+    ):
+        if (root / masks).is_dir() and (root / "JPEGImages").is_dir():
+            found = sorted((root / "ImageSets" / lists).glob("*.txt"))
+            separate = [path for path in found if path.stem != "trainval"] or found
+            folders = tuple(
+                MaskFolder(split_name(path.stem), root / "JPEGImages", root / masks, listed=path) for path in separate
+            )
+            if folders:
+                return MaskLayout(folders, card)
+    return None
+
+
+def _by_folders(root: Path) -> MaskLayout | None:
+    for masks, images in (("annotations", "images"), ("stuffthingmaps_trainval2017", "."), ("stuffthingmaps", ".")):
+        names = sorted(
+            path.name
+            for path in (root / masks).glob("*")
+            if path.is_dir() and (root / images / path.name).is_dir() and not path.name.startswith("panoptic")
+        )
+        if not names:
+            continue
+        suffix = _TRAIN_IDS if any((root / masks / names[0]).glob(f"*{_TRAIN_IDS}")) else ".png"
+        stuff = any(name.endswith(("2017", "2014")) for name in names)
+        card = "coco-stuff" if stuff else "ade20k" if set(names) & {"training", "validation"} else None
+        folders = tuple(
+            MaskFolder(split_name(name), root / images / name, root / masks / name, suffix) for name in names
+        )
+        return MaskLayout(folders, card, suffix == _TRAIN_IDS)
+    return None
+
+
+def side_by_side(images: Path | None, masks: Path, splits: Sequence[str], suffix: str) -> MaskFolder:
+    """Two folders as one split, called by `splits` (one name at most), else by the folder of the masks.
+
+    Raises:
+        TokenLabelsError: no such folder.
+        ParameterError: several names.
+    """
+    if len(splits) > 1:
+        raise ParameterError("--masks is one split: give --split once at most, to name it.")
+    for folder, option in ((masks, "masks"), (images, "images")):
+        if folder is not None and not folder.is_dir():
+            raise TokenLabelsError(f"{folder}: no such folder: name the folder of the {option} with --{option}.")
+    return MaskFolder(split_name(splits[0] if splits else masks.resolve().name), images, masks, suffix)
+
+
+def find_pairs(folder: MaskFolder) -> tuple[list[MaskPair], list[str]]:
+    """The masks of a folder, sorted by id, each with its picture; and the pictures that have no mask.
+
+    Raises:
+        TokenLabelsError: there are no masks, or none of them has a picture.
+    """
+    masks = {name.removesuffix(folder.suffix): name for name in _files(folder.masks) if name.endswith(folder.suffix)}
+    if not masks:
+        raise TokenLabelsError(f"{folder.masks}: holds no *{folder.suffix}: name the folder of the masks.")
+    together = folder.images is not None and folder.images.resolve() == folder.masks.resolve()
+    pictures: dict[str, str] = {}
+    for name in _files(folder.images) if folder.images is not None else ():
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122  of a text with `/`, not of a path
+        if suffix.lower() in IMAGE_SUFFIXES and not (together and name.endswith(folder.suffix)):
+            pictures.setdefault(stem, name)
+    wanted = sorted(masks) if folder.listed is None else _listed(folder.listed)
+    for image_id in wanted:
+        if image_id not in masks:
+            raise AnnotationFileError(
+                folder.listed or folder.masks, f"lists {image_id}, but there is no mask {image_id}{folder.suffix}."
+            )
+    if folder.images is not None and not any(image_id in pictures for image_id in wanted):
+        raise TokenLabelsError(
+            f"{folder.images}: no picture in it has the name of a mask in {folder.masks} ({masks[wanted[0]]}, say): "
+            "name the right --images, or the end of mask names with --mask-suffix."
+        )
+    lonely = [] if folder.listed else sorted(name for stem, name in pictures.items() if stem not in masks)
+    return [MaskPair(image_id, masks[image_id], pictures.get(image_id, "")) for image_id in wanted], lonely
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        if path.stat().st_size > _MAX_LIST_BYTES:
+            raise AnnotationFileError(path, "is too large for a list of ids.")
+        ids = {line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""}
+    except UnicodeDecodeError:
+        raise AnnotationFileError(path, "is no UTF-8 text: a list has one id a line.") from None
+    except OSError as fault:
+        raise AnnotationFileError(path, f"cannot be read ({fault.strerror}).") from None
+    strange = sorted(image_id for image_id in ids if not is_inside(image_id))
+    if strange or not ids:
+        raise AnnotationFileError(path, f"lists {strange[0][:200]!r}, which is no id." if strange else "is empty.")
+    return sorted(ids)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Every file below a folder, relative with `/`; links to folders are not followed."""
+    for path, folders, names in os.walk(folder):
+        folders.sort()
+        inner = Path(path).relative_to(folder)
+        for name in sorted(names):
+            yield name if path == str(folder) else (inner / name).as_posix()

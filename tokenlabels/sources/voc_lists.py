@@ -1,0 +1,137 @@
+"""VOC's image sets: which lists there are, and the ids in one.
+
+A list has one id a line. Those of one class, `person_train.txt`, have a flag besides: 1 the image shows it, 0 only
+difficult ones, -1 not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenlabels import check
+from tokenlabels.check import FindingLog
+from tokenlabels.errors import AnnotationFileError, TokenLabelsError
+from tokenlabels.sources.paths import is_inside
+
+_SETS = "ImageSets"
+_KINDS = ("Main", "Segmentation")
+_PREFERRED = "trainval"
+_MAX_BYTES = 256 << 20
+_FLAGS = frozenset({"-1", "0", "1"})
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """One list: its name, `Main` or `Segmentation`, and its path. Without a path: every XML file there is."""
+
+    name: str
+    kind: str
+    path: Path
+    everything: bool = False
+
+    @property
+    def file(self) -> str:
+        """The path inside the data set, for messages."""
+        return self.path.name if self.everything else f"{_SETS}/{self.kind}/{self.path.name}"
+
+
+def find_lists(
+    root: Path, splits: Sequence[str], kind: str, note: Callable[[str], None] = lambda _text: None
+) -> list[ImageSet]:
+    """The lists to read.
+
+    Args:
+        root: VOC folder.
+        splits: names of lists; none: `trainval`, else every list that is not of one class; where there are no lists
+            at all, every XML file, as split `all`.
+        kind: `Main` or `Segmentation`; the other one is taken, with a note, where a list is absent there.
+        note: told about that.
+
+    Raises:
+        TokenLabelsError: no such list.
+    """
+    other = next(each for each in _KINDS if each != kind)
+    available = {each: _lists(root / _SETS / each) for each in (kind, other)}
+    if not any(available.values()):
+        if splits:
+            raise TokenLabelsError(f"{root}: no {_SETS} in it, so no list {splits[0]!r}: leave --split out.")
+        note(f"{root} has no {_SETS}: every file in Annotations is read, as split 'all'.")
+        return [ImageSet("all", kind, root / "Annotations", everything=True)]
+    wanted = list(splits)
+    if not wanted:
+        names = sorted({name for lists in available.values() for name in lists})
+        wanted = [_PREFERRED] if _PREFERRED in names else []
+        wanted = wanted or [name for name in names if not _is_class_list(available[kind].get(name))]
+    found = []
+    for name in wanted:
+        held = next((each for each in (kind, other) if name in available[each]), None)
+        if held is None:
+            names = sorted({name for lists in available.values() for name in lists})
+            shown = ", ".join(names[:20]) or "none"
+            raise TokenLabelsError(f"{root}: no {_SETS}/{kind}/{name}.txt; the lists there are {shown}.")
+        if held != kind:
+            note(f"{_SETS}/{kind} has no list {name}: {_SETS}/{held}/{name}.txt is read.")
+        found.append(ImageSet(name, held, available[held][name]))
+    return found
+
+
+def _lists(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+
+
+def _is_class_list(path: Path | None) -> bool:
+    if path is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            fields = file.readline(4096).decode("utf-8", "replace").split()
+    except OSError:
+        return False
+    return len(fields) == 2 and fields[1] in _FLAGS
+
+
+def _entry(line: str) -> tuple[str, str]:
+    """Id and flag of a line, the flag empty where there is none; an id may hold spaces."""
+    fields = line.rsplit(maxsplit=1)
+    if len(fields) == 2 and fields[1] in _FLAGS:
+        return fields[0].strip(), fields[1]
+    return line.strip(), ""
+
+
+def read_list(chosen: ImageSet, log: FindingLog) -> tuple[list[str], bytes]:
+    """The ids of a list, sorted, and its content.
+
+    Raises:
+        AnnotationFileError: it cannot be read, or holds nothing.
+    """
+    if chosen.everything:
+        names = sorted(path.stem for path in chosen.path.glob("*.xml"))
+        if not names:
+            raise AnnotationFileError(chosen.path, "holds no XML files: name another --root.")
+        return names, "\n".join(names).encode()
+    try:
+        if chosen.path.stat().st_size > _MAX_BYTES:
+            raise AnnotationFileError(chosen.path, f"is larger than {_MAX_BYTES >> 20} MiB: this is no list of ids.")
+        data = chosen.path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise AnnotationFileError(chosen.path, "is no UTF-8 text: a list has one id a line.") from None
+    except OSError as fault:
+        raise AnnotationFileError(chosen.path, f"cannot be read ({fault.strerror}).") from None
+    ids: dict[str, None] = {}
+    for line in text.splitlines():
+        image_id, flag = _entry(line)
+        if not image_id or flag == "-1":
+            continue
+        if "/" in image_id or not is_inside(image_id):
+            message = f"the id {image_id[:200]!r} is no plain name: an id is that of an XML file, without suffix."
+            log.add(check.LIST_PATH, chosen.file, message, image_id=image_id[:200])
+        elif image_id in ids:
+            log.add(check.LIST_DUPLICATE, chosen.file, f"image {image_id} is listed twice.", image_id=image_id)
+        else:
+            ids[image_id] = None
+    if not ids:
+        raise AnnotationFileError(chosen.path, "lists no images: a list has one id a line.")
+    return sorted(ids), data
