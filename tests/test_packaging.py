@@ -52,6 +52,7 @@ def test_wheel_holds_the_three_packages_the_cards_and_the_type_markers(wheel: Pa
         "tokenlabels/sources/coco.py",
         "tokenlabels/data_cards/coco.md",
         "tokenlabels/data_cards/sample.md",
+        "tokenlabels/data_cards/voc.md",
         "bavit/py.typed",
         "bavit/environment.py",
         "cli/tokenlabels.py",

@@ -28,6 +28,20 @@ _SIZES = (
 )
 
 
+class MaskValues(msgspec.Struct, frozen=True):
+    """How to read masks that hold one value per pixel: category id = value + `offset`, but for the values named here.
+
+    Attributes:
+        ignore: raw values without a label (void, unlabelled).
+        background: raw values that are background. No category has their id.
+        offset: added to every other value.
+    """
+
+    ignore: tuple[int, ...] = ()
+    background: tuple[int, ...] = ()
+    offset: int = 0
+
+
 class KnownDataset(msgspec.Struct, frozen=True):
     """The front matter of one file in `data_cards/`.
 
@@ -35,12 +49,14 @@ class KnownDataset(msgspec.Struct, frozen=True):
         name: short name.
         pretty_name: name for people.
         license: licence of the annotations, as the Hub names it.
-        categories: {id, name, supercategory} in official order.
-        splits: split -> {images, annotations} as published.
+        categories: {id, name} in official order; supercategory and isthing where the data set has them.
+        splits: split -> {images, annotations} as published; what is not published is left out, annotations are 0
+            where there are no instances.
         citation: BibTeX.
         homepage: address.
         task_categories: as the Hub names them.
         languages: of the category names.
+        masks: values in the masks, for data sets whose masks hold one value per pixel.
     """
 
     name: str
@@ -52,6 +68,7 @@ class KnownDataset(msgspec.Struct, frozen=True):
     homepage: str = ""
     task_categories: list[str] = []
     languages: list[str] = []
+    masks: MaskValues | None = None
 
 
 def known_datasets() -> Iterator[KnownDataset]:
