@@ -20,7 +20,7 @@ _LISTED_PER_CODE = 100
 
 def image_folders(source: Source) -> dict[str, Path]:
     """Image folder of each split, where it exists."""
-    return {name: images for name, _, images in getattr(source, "files", ()) if images.is_dir()}
+    return {name: images for name, images in source.image_folders().items() if images.is_dir()}
 
 
 def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, out: Path, *, as_json: bool) -> None:

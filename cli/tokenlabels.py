@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tokenlabels.sources.base import Source
 
 app = typer.Typer(
-    help="Turn COCO data sets into Parquet shards with one foreground/background label per ViT patch.",
+    help="Turn COCO, VOC and semantic masks into Parquet shards with one foreground/background label per ViT patch.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +41,15 @@ class SourceName(StrEnum):
     """Sources that can be built."""
 
     coco = "coco"
+    voc = "voc"
+    semantic = "semantic"
+
+
+class StuffName(StrEnum):
+    """What stuff of panoptic files is."""
+
+    foreground = "foreground"
+    background = "background"
 
 
 class ResizeName(StrEnum):
@@ -99,10 +108,31 @@ class RasterizerName(StrEnum):
 SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
 BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a build.")]
 RootOption = Annotated[
-    Path | None, typer.Option(help="Data set folder in the official layout [default: ., $COCO_ROOT, ./coco].")
+    Path | None,
+    typer.Option(
+        help="Data set folder in an official layout [default: ., then $COCO_ROOT, ./coco or $VOC_ROOT, "
+        "./VOCdevkit/VOC2012]."
+    ),
 ]
 AnnotationsOption = Annotated[Path | None, typer.Option(help="A single annotation file instead of --root.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="Image folder [default: ROOT/<split>].")]
+MasksOption = Annotated[Path | None, typer.Option(help="semantic: folder of masks, one for each of --images.")]
+CategoriesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Foreground categories, repeatable or a,b,c; of voc and semantic also a FILE that lists all there are, "
+        "of semantic also the name of a data card such as ade20k."
+    ),
+]
+IgnoreOption = Annotated[list[int] | None, typer.Option(help="semantic: void value, repeatable [default: 255].")]
+BackgroundOption = Annotated[
+    list[int] | None, typer.Option(help="semantic: background value, repeatable [default: 0].")
+]
+ReduceOption = Annotated[
+    bool, typer.Option("--reduce-zero-label", help="semantic: value 0 is void, categories begin at 1.")
+]
+StuffOption = Annotated[StuffName | None, typer.Option(help="semantic, panoptic: what stuff is [default: background].")]
+MaskSuffixOption = Annotated[str | None, typer.Option(help="semantic: end of mask file names [default: .png].")]
 SampleOption = Annotated[bool, typer.Option("--sample", help="Use a small generated data set, made on the spot.")]
 SplitOption = Annotated[list[str] | None, typer.Option(help="Split to use, repeatable [default: all].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -139,6 +169,7 @@ def build(
     root: RootOption = None,
     annotations: AnnotationsOption = None,
     images: ImagesOption = None,
+    masks: MasksOption = None,
     sample: SampleOption = False,
     split: SplitOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write [default: ./tokenlabels-<source>].")] = None,
@@ -146,18 +177,36 @@ def build(
     image_size: Annotated[list[str], typer.Option(help="Model input size, S, HxW or native, repeatable.")] = ["384"],  # noqa: B006
     resize: Annotated[ResizeName, typer.Option(help="How an image becomes the model input.")] = ResizeName.squash,
     max_size: Annotated[int | None, typer.Option(help="Cap on the long side, for --resize shortest-edge.")] = None,
-    rule: Annotated[RuleChoice, typer.Option(help="How a patch is scored.")] = RuleChoice.overlap,
+    rule: Annotated[
+        RuleChoice | None, typer.Option(help="How a patch is scored [default: overlap; semantic: pixel-ratio].")
+    ] = None,
     tau: Annotated[
         float | None, typer.Option(help="Threshold of the rule [default: overlap 0.5, jaccard 0.5, pixel-ratio 0.1].")
     ] = None,
     crowd: Annotated[PolicyName, typer.Option(help="What a crowd region does.")] = PolicyName.foreground,
+    void: Annotated[PolicyName, typer.Option(help="What void pixels of masks do.")] = PolicyName.background,
+    difficult: Annotated[PolicyName, typer.Option(help="What difficult boxes (voc) do.")] = PolicyName.foreground,
     padding: Annotated[PaddingName, typer.Option(help="What a patch wholly in padding is.")] = PaddingName.background,
-    categories: Annotated[list[str] | None, typer.Option(help="Foreground categories, repeatable or a,b,c.")] = None,
+    ignore: IgnoreOption = None,
+    background: BackgroundOption = None,
+    reduce_zero_label: ReduceOption = False,
+    stuff: StuffOption = None,
+    mask_suffix: MaskSuffixOption = None,
+    categories: CategoriesOption = None,
     exclude_categories: Annotated[list[str] | None, typer.Option(help="Categories that are background.")] = None,
     min_area: Annotated[float, typer.Option(help="Drop annotations smaller than this many square pixels.")] = 0.0,
     limit: LimitOption = None,
     scores: Annotated[bool, typer.Option("--scores/--no-scores", help="Store the scores, for relabel.")] = True,
     embed_images: Annotated[bool, typer.Option("--embed-images", help="Store the image files in the shards.")] = False,
+    embed_size: Annotated[
+        str | None, typer.Option(help="Store images (and masks) as the model input, S or HxW, instead of the files.")
+    ] = None,
+    jpeg_quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of the images that --embed-size makes [default: 90].")
+    ] = None,
+    embed_masks: Annotated[
+        bool, typer.Option("--embed-masks", help="Store the mask PNGs (semantic, voc) in the shards.")
+    ] = False,
     shard_rows: Annotated[
         int | None, typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].")
     ] = None,
@@ -181,35 +230,41 @@ def build(
         "image_size": image_size,
         "resize": resize.value,
         "max_size": max_size,
-        "rule": rule.value,
         "tau": tau,
         "crowd": crowd.value,
         "padding": padding.value,
-        "categories": categories,
+        "void": void.value,
+        "difficult": difficult.value,
         "exclude_categories": exclude_categories,
         "min_area": min_area,
         "limit": limit,
         "scores": scores,
         "embed_images": embed_images,
+        "embed_size": embed_size,
+        "jpeg_quality": jpeg_quality,
+        "embed_masks": embed_masks,
         "shard_rows": shard_rows,
         "on_error": on_error.value,
         "check": check.value,
     }
     out = out or Path(f"tokenlabels-{source.value}")
+    places = Places(root, annotations, images, masks, split, sample)
+    meaning = ignore, background, reduce_zero_label, None if stuff is None else stuff.value, mask_suffix
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
-        from tokenlabels.builder import build as build_shards
-        from tokenlabels.builder import estimate_bytes, make_plan, new_log
+        from tokenlabels.builder import build_source, estimate_bytes, make_plan, new_log
         from tokenlabels.options import BuildOptions
         from tokenlabels.output import check_ownership
+        from tokenlabels.sources.locate import split_categories
 
-        chosen = BuildOptions.make(**options)
-        if rule is RuleChoice.jaccard:
-            progress.note(
-                "jaccard scores a patch wholly inside a box of area A by p*p/A, so that nearly every patch is "
-                "background; overlap is what the paper's prose describes."
-            )
-        log = new_log(chosen)
-        with _located(source, root, annotations, images, split, sample, out.parent, keep=not dry_run) as found:
+        class_list, names = split_categories(source.value, categories)
+        with _located(source, places, class_list, meaning, out.parent, keep=not dry_run) as found:
+            chosen = BuildOptions.make(**options, categories=names, rule=rule.value if rule else found.default_rule)
+            if chosen.rule.rule == "jaccard":
+                progress.note(
+                    "jaccard scores a patch wholly inside a box of area A by p*p/A, so that nearly every patch is "
+                    "background; overlap is what the paper's prose describes."
+                )
+            log = new_log(chosen, found)
             started = time.perf_counter()
             if dry_run:
                 check_ownership(out)
@@ -217,15 +272,15 @@ def build(
                 progress.stop()
                 report_plan(plan, chosen, log, estimate_bytes(plan, chosen), out, as_json=as_json)
                 return
-            built = build_shards(
+            built = build_source(
                 found,
-                out=out,
+                chosen,
+                out,
+                log,
+                progress,
                 workers=workers,
                 overwrite=overwrite,
                 rasterizer=rasterizer.value,
-                progress=progress,
-                log=log,
-                **options,
             )
         stages = progress.stage_seconds()
         progress.stop()
@@ -239,25 +294,38 @@ def check(
     root: RootOption = None,
     annotations: AnnotationsOption = None,
     images: ImagesOption = None,
+    masks: MasksOption = None,
     sample: SampleOption = False,
     split: SplitOption = None,
-    rule: Annotated[RuleChoice, typer.Option(help="Rule whose needs decide what is an error.")] = RuleChoice.overlap,
+    rule: Annotated[
+        RuleChoice | None, typer.Option(help="Rule whose needs decide what is an error [default: as build].")
+    ] = None,
+    ignore: IgnoreOption = None,
+    background: BackgroundOption = None,
+    reduce_zero_label: ReduceOption = False,
+    stuff: StuffOption = None,
+    mask_suffix: MaskSuffixOption = None,
+    categories: CategoriesOption = None,
     limit: LimitOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look for faults in annotations without building; exit code 1 where any is an error."""
+    places = Places(root, annotations, images, masks, split, sample)
+    meaning = ignore, background, reduce_zero_label, None if stuff is None else stuff.value, mask_suffix
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
         from tokenlabels.builder import make_executor
         from tokenlabels.check import FindingLog
         from tokenlabels.checking import check_source
+        from tokenlabels.sources.locate import split_categories
 
-        log = FindingLog(masks_scored=rule is RuleChoice.pixel_ratio, examples=None)
-        with (
-            _located(source, root, annotations, images, split, sample, Path(), keep=False) as found,
-            make_executor(workers, found.input_bytes()) as executor,
-        ):
-            dataset = check_source(found, log, limit=limit, run=executor.run, progress=progress)
+        class_list, _ = split_categories(source.value, categories)
+        with _located(source, places, class_list, meaning, Path(), keep=False) as found:
+            chosen = rule.value if rule else found.default_rule
+            scored = chosen == "pixel-ratio" or found.format == "semantic"
+            log = FindingLog(masks_scored=scored, examples=None, source_format=found.format)
+            with make_executor(workers, found.input_bytes(masks=True)) as executor:
+                dataset = check_source(found, log, limit=limit, run=executor.run, progress=progress)
         progress.stop()
         files = {part.name: {"file": part.file.file, "images": len(part.records)} for part in dataset.splits}
         if as_json:
@@ -270,9 +338,7 @@ def check(
                 print_findings(log)
                 print_every_finding(log)
             images_seen = sum(len(part.records) for part in dataset.splits)
-            print_line(
-                f"{images_seen} images: {log.error_count} errors, {log.warning_count} warnings under {rule.value}."
-            )
+            print_line(f"{images_seen} images: {log.error_count} errors, {log.warning_count} warnings under {chosen}.")
         if log.error_count:
             raise typer.Exit(1)
 
@@ -376,35 +442,59 @@ def sample(
             print_line(f"next: {shlex.join(['tokenlabels', 'build', 'coco', '--root', str(out)])}")
 
 
+class Places(NamedTuple):
+    """Where a person says the data are."""
+
+    root: Path | None
+    annotations: Path | None
+    images: Path | None
+    masks: Path | None
+    split: list[str] | None
+    sample: bool
+
+
 @contextmanager
 def _located(
     source: SourceName,
-    root: Path | None,
-    annotations: Path | None,
-    images: Path | None,
-    split: list[str] | None,
-    sample: bool,
+    places: Places,
+    class_list: str | None,
+    meaning: tuple[list[int] | None, list[int] | None, bool, str | None, str | None],
     beside: Path,
     *,
     keep: bool,
 ) -> Iterator[Source]:
     """The source that the options name; a sample is drawn beside the build, or thrown away again."""
     from tokenlabels.errors import ParameterError
-    from tokenlabels.sources import find_source
+    from tokenlabels.sources.locate import find_source
+    from tokenlabels.sources.semantic_options import SemanticOptions
 
-    if not sample:
-        yield find_source(source.value, root=root, annotations=annotations, images=images, splits=split or ())
+    semantic = SemanticOptions.make(*meaning)
+    named = places.root, places.annotations, places.images, places.masks
+    if not places.sample:
+        root, annotations, images, masks = named
+        yield find_source(
+            source.value,
+            root=root,
+            annotations=annotations,
+            images=images,
+            masks=masks,
+            splits=places.split or (),
+            class_list=class_list,
+            semantic=semantic,
+        )
         return
-    if root or annotations or images:
-        raise ParameterError("--sample makes its own data set: leave --root, --annotations and --images out.")
-    from tokenlabels.sample import MARKER, write_sample
+    if any(named):
+        raise ParameterError("--sample makes its own data set: leave --root, --annotations, --images and --masks out.")
+    from tokenlabels.sample import MARKER, VOC_FOLDER, write_sample
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = beside / _SAMPLE_FOLDER
         if not (folder / MARKER).is_file():  # else it is a finished sample, of whatever size somebody wanted
             folder = folder if keep else Path(temporary) / _SAMPLE_FOLDER
             write_sample(folder, images=_SAMPLE_IMAGES)
-        yield find_source(source.value, root=folder, splits=split or ())
+        root = folder if source is SourceName.coco else folder / VOC_FOLDER
+        splits = places.split or ()
+        yield find_source(source.value, root=root, splits=splits, class_list=class_list, semantic=semantic)
 
 
 def main() -> None:

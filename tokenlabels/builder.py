@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 
 import tokenlabels
 from tokenlabels import check as kinds
-from tokenlabels.annotations import Dataset, Split
+from tokenlabels.annotations import VOID_VALUE, Dataset, Records, Split
 from tokenlabels.card import card_text
 from tokenlabels.check import FindingLog
-from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.embedding import Embedding
+from tokenlabels.errors import FindingsError, ParameterError, TokenLabelsError
 from tokenlabels.executors import Executor, ProcessExecutor, Run, SerialExecutor
 from tokenlabels.grid import ImageSizeLike, PatchGrid, PatchLike
 from tokenlabels.images import check_files, report_listing
@@ -32,6 +34,7 @@ from tokenlabels.output import (
     build_lock,
     check_ownership,
     clear_state,
+    discard,
     finish,
     is_complete,
     is_unfinished,
@@ -40,12 +43,12 @@ from tokenlabels.output import (
 )
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build
-from tokenlabels.rules import RuleSpec
 from tokenlabels.select import select
-from tokenlabels.shards import SCHEMA_VERSION, ShardHeader, build_table, encoded_size, schema_of, shard_name
-from tokenlabels.sources import find_source
+from tokenlabels.shards import SCHEMA_VERSION, Columns, ShardHeader, build_table, encoded_size, schema_of, shard_name
+from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.masks import Rasterizer
+from tokenlabels.sources.semantic_options import SemanticOptions
 from tokenlabels.tasks import ShardTask
 from tokenlabels.totals import totals
 
@@ -56,6 +59,9 @@ _MAX_SHARDS = 99_999
 
 _ESTIMATE_IMAGES = 512
 
+_JPEG_BYTES_PER_PIXEL = 0.4
+"""Of resized pictures; decides row groups before they are encoded."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
@@ -63,7 +69,7 @@ class Plan:
 
     Attributes:
         dataset: what will be built.
-        image_bytes: for each split, bytes of its image files where they are embedded.
+        image_bytes: for each split, bytes of the pictures of each image, of one grid, where any are embedded.
         dropped: annotations that the selection left out.
         parameters: everything that decides the bytes of the shards.
     """
@@ -89,20 +95,31 @@ def build(
     root: str | Path | None = None,
     annotations: str | Path | None = None,
     images: str | Path | None = None,
+    masks: str | Path | None = None,
     split: str | Sequence[str] = (),
     patch: PatchLike | Sequence[PatchLike] = 16,
     image_size: ImageSizeLike | Sequence[ImageSizeLike] = 384,
     resize: str = "squash",
     max_size: int | None = None,
-    rule: str = "overlap",
+    rule: str | None = None,
     tau: float | None = None,
     crowd: str = "foreground",
     padding: str = "background",
-    categories: Sequence[str] | None = None,
+    void: str = "background",
+    difficult: str = "foreground",
+    ignore: int | Sequence[int] | None = None,
+    background: int | Sequence[int] | None = None,
+    reduce_zero_label: bool = False,
+    stuff: str | None = None,
+    mask_suffix: str | None = None,
+    categories: str | Path | Sequence[str] | None = None,
     exclude_categories: Sequence[str] | None = None,
     min_area: float = 0.0,
     scores: bool = True,
     embed_images: bool = False,
+    embed_size: ImageSizeLike | None = None,
+    jpeg_quality: int | None = None,
+    embed_masks: bool = False,
     limit: int | None = None,
     shard_rows: int | None = None,
     on_error: OnError = "raise",
@@ -116,25 +133,38 @@ def build(
     """Turn an annotated data set into Parquet shards with one label per patch.
 
     Args:
-        source: a `Source`, or `"coco"` with `root` or `annotations`.
+        source: a `Source`, or `"coco"`, `"voc"` or `"semantic"` with the places of its files.
         out: folder to write, by default `./tokenlabels-<source>`; a killed build with the same parameters goes on.
         root: folder of a data set in the official layout.
         annotations: a single annotation file instead.
         images: its image folder, needed for `embed_images` only.
+        masks: folder of semantic masks, whose pictures are in `images`.
         split: split or splits to build, by default all.
         patch: patch size in model-input pixels, 16, "16x8" or (16, 8), or a list for several grids in one pass.
         image_size: model input in pixels, 384, "384x640", (384, 640) or "native", or a list.
         resize: squash, letterbox, shortest-edge or native.
         max_size: cap on the long side, with shortest-edge.
-        rule: overlap, jaccard or pixel-ratio.
+        rule: overlap, jaccard or pixel-ratio; by default overlap, for semantic masks pixel-ratio.
         tau: threshold in 0..1, by default that of the rule.
         crowd: what crowd regions do: foreground, background or ignore.
         padding: what patches wholly in padding are: background or ignore.
-        categories: names of the foreground categories, by default all.
+        void: what void pixels of masks do, as `crowd`.
+        difficult: what VOC's difficult boxes do, as `crowd`, under a rule that scores boxes.
+        ignore: values of semantic masks that are void; by default what the data card says, else 255.
+        background: values of semantic masks that are background; by default what the data card says, else 0.
+        reduce_zero_label: value 0 of semantic masks is void, and no category.
+        stuff: stuff of panoptic files is foreground or background (the default).
+        mask_suffix: end of the names of semantic masks, by default `.png`.
+        categories: names of the foreground categories, by default all; of VOC and semantic masks also a file that lists
+            all categories there are, or the name of a data card that does.
         exclude_categories: names of categories that are background.
         min_area: annotations smaller than this many square pixels are left out.
         scores: store the scores, which `relabel` needs.
         embed_images: store the image files.
+        embed_size: store pictures (and masks) resized to the model input instead, as JPEG (PNG); implies
+            `embed_images`.
+        jpeg_quality: of these JPEGs, by default 90.
+        embed_masks: store the masks, as PNG; of VOC the class masks.
         limit: only the first images of each split.
         shard_rows: images a shard, by default 4096, 512 with images.
         on_error: raise before anything is written, or skip bad annotations.
@@ -152,33 +182,47 @@ def build(
         OutputError: the folder cannot be written, or is not ours; `BuildMismatchError` where it holds another build.
         TokenLabelsError: the data cannot be read.
     """
+    class_list, names = split_categories(source, categories)
+    found = find_source(
+        source,
+        root=root,
+        annotations=annotations,
+        images=images,
+        masks=masks,
+        splits=(split,) if isinstance(split, str) else split,
+        class_list=class_list,
+        semantic=SemanticOptions.make(ignore, background, reduce_zero_label, stuff, mask_suffix),
+    )
     chosen = BuildOptions.make(
         patch=patch,
         image_size=image_size,
         resize=resize,
         max_size=max_size,
-        rule=rule,
+        rule=rule or found.default_rule,
         tau=tau,
         crowd=crowd,
         padding=padding,
-        categories=categories,
+        void=void,
+        difficult=difficult,
+        categories=names,
         exclude_categories=exclude_categories,
         min_area=min_area,
         scores=scores,
         embed_images=embed_images,
+        embed_size=embed_size,
+        jpeg_quality=jpeg_quality,
+        embed_masks=embed_masks,
         limit=limit,
         shard_rows=shard_rows,
         on_error=on_error,
         check=check,
     )
-    splits = (split,) if isinstance(split, str) else split
-    found = find_source(source, root=root, annotations=annotations, images=images, splits=splits)
     folder = Path(out) if out is not None else Path(f"tokenlabels-{found.format}")
     return build_source(
         found,
         chosen,
         folder,
-        log or new_log(chosen),
+        log or new_log(chosen, found),
         progress or Silent(),
         workers=workers,
         overwrite=overwrite,
@@ -199,7 +243,7 @@ def build_source(
 ) -> Build:
     """`build`, its parameters checked and its source found."""
     check_ownership(folder)
-    executor = make_executor(workers, source.input_bytes())
+    executor = make_executor(workers, work_of(source, options))
     with executor:
         executor.start()
         plan = make_plan(source, options, log, progress, run=executor.run, rasterizer=rasterizer)
@@ -213,9 +257,11 @@ def build_source(
             finished = resume(folder, plan.parameters, overwrite=overwrite)
             try:
                 entries = _run(folder, plan, options, finished, executor, progress)
-            except BaseException:
+            except BaseException as fault:
                 executor.stop()  # no worker may write after the clean-up
                 remove_temporaries(folder)
+                if isinstance(fault, FindingsError):
+                    discard(folder)  # what is mended may change every shard
                 raise
             progress.stage("finishing")
             for entry in entries:
@@ -227,14 +273,22 @@ def build_source(
     return open_build(folder)
 
 
-def new_log(options: BuildOptions) -> FindingLog:
+def new_log(options: BuildOptions, source: Source) -> FindingLog:
     """A log with the severities of these options."""
     promoted = (
         (kinds.FILE_MISSING, kinds.FILE_UNREADABLE, kinds.IMAGE_PATH, kinds.IMAGE_NO_NAME)
         if options.embed_images
         else ()
     )
-    return FindingLog(masks_scored=options.rule.kind.reads_masks, promoted=promoted)
+    scored = options.rule.kind.reads_masks or source.format == "semantic"
+    return FindingLog(masks_scored=scored, promoted=promoted, source_format=source.format)
+
+
+def work_of(source: Source, options: BuildOptions) -> int:
+    """What a build has to do, as bytes of JSON that take as long; resizing pictures pays for every core."""
+    if options.embed_size is not None:
+        return sys.maxsize
+    return source.input_bytes(masks=options.rule.kind.reads_masks)
 
 
 def make_executor(workers: int | None, input_bytes: int) -> Executor:
@@ -269,7 +323,12 @@ def make_plan(
         run=run or SerialExecutor().run,
         rasterizer=rasterizer,
         progress=progress.stage,
+        note=progress.note,
+        decode=options.on_error == "skip" or options.check == "full",
+        embed_masks=options.embed_masks,
     )
+    if options.embed_masks and source.format == "coco":
+        raise ParameterError("--embed-masks stores mask files, and COCO instances files have none.")
     dataset = source.read(reading, log)
     splits, image_bytes = [], []
     for split in dataset.splits:
@@ -284,6 +343,8 @@ def make_plan(
         for split in splits:
             report_empty_masks(split, log, progress)
     for split in splits:
+        if not options.rule.kind.reads_masks and _has_no_boxes(split):
+            raise ParameterError(f"masks of values have no boxes for --rule {options.rule.rule}: use pixel-ratio.")
         if not len(split.records):
             raise TokenLabelsError(f"{split.file.file}: holds no images that can be built, nothing to do.")
         for grid in options.grids:
@@ -293,10 +354,15 @@ def make_plan(
         split.name: msgspec.to_builtins(split.file) | _embedded(split, sizes)
         for split, sizes in zip(dataset.splits, image_bytes, strict=True)
     }
-    parameters = {"source": source.format} | options.as_json() | {"sources": sources}
+    parameters = {"source": source.format} | source.parameters() | options.as_json() | {"sources": sources}
     plan = Plan(dataset, tuple(image_bytes), dropped, parameters)
     _shard_counts(plan, options)
     return plan
+
+
+def _has_no_boxes(split: Split) -> bool:
+    maps = split.records.maps
+    return maps is not None and maps.segments is None
 
 
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
@@ -312,7 +378,8 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
         axes = [grid.axes(records.widths, records.heights) for grid in options.grids]
         labelled, _ = label_records(records, axes, options.rule)
         for grid, labels in zip(options.grids, labelled, strict=True):
-            schema = schema_of(_header(plan.dataset, split, grid, options.rule), scores=options.scores, images=False)
+            columns = msgspec.structs.replace(columns_of(split, options), images=False, masks=False)
+            schema = schema_of(_header(plan.dataset, split, grid, options), columns)
             table = build_table(records, labels, schema)
             fixed = encoded_size(table.slice(0, 1))  # schema and footer
             shards = -(-len(split.records) // options.shard_rows)
@@ -329,21 +396,38 @@ def _embedded(split: Split, sizes: NDArray[np.int64] | None) -> dict[str, str]:
     return {"image_listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
 
 
+def columns_of(split: Split, options: BuildOptions) -> Columns:
+    """The columns of the shards of a split."""
+    maps = split.records.maps
+    panoptic = maps is not None and "rgb" in maps.encodings
+    return Columns(
+        scores=options.scores,
+        images=options.embed_images,
+        masks=options.embed_masks,
+        majority=maps is not None and maps.category_count > 0,
+        segments=panoptic and options.embed_masks,
+    )
+
+
 def _check_images(
     split: Split, options: BuildOptions, log: FindingLog, progress: Progress
 ) -> tuple[Split, NDArray[np.int64] | None]:
     if not options.embed_images:
-        report_listing(split, log, complete=options.limit is None)
+        report_listing(split, log, complete=split.complete and options.limit is None)
         if options.check == "full" and split.images.is_dir():
             progress.stage(f"checking images of {split.name}", len(split.records))
-            split, _ = check_files(split, log, missing=False, advance=progress.advance)
-        return split, None
+            split, _ = check_files(split, log, missing=False, ends=True, advance=progress.advance)
+        return split, None if split.records.mask_files is None else np.zeros(len(split.records), np.int64)
     if not split.images.is_dir():
         raise TokenLabelsError(
             f"{split.images}: no such folder, but --embed-images needs the images: name it with --images."
         )
     progress.stage(f"checking images of {split.name}", len(split.records))
-    return check_files(split, log, advance=progress.advance)
+    split, sizes = check_files(split, log, ends=True, advance=progress.advance)
+    if options.embed_size is not None:
+        height, width = options.embed_size
+        sizes = np.full(len(sizes), round(height * width * _JPEG_BYTES_PER_PIXEL), np.int64)
+    return split, sizes
 
 
 def _run(
@@ -388,7 +472,8 @@ def _tasks(
 ) -> Iterator[ShardTask]:
     counts = _shard_counts(plan, options)
     for split, sizes, total in zip(plan.dataset.splits, plan.image_bytes, counts, strict=True):
-        headers = tuple(_header(plan.dataset, split, grid, options.rule) for grid in options.grids)
+        headers = tuple(_header(plan.dataset, split, grid, options) for grid in options.grids)
+        columns, embedding = columns_of(split, options), _embedding(split, options)
         for index in range(total):
             name = shard_name(split.name, index, total)
             wanted = tuple(f"{header.grid}/{name}" not in finished for header in headers)
@@ -402,15 +487,36 @@ def _tasks(
                 total=total,
                 headers=headers,
                 wanted=wanted,
-                scores=options.scores,
-                images=split.images.resolve() if options.embed_images else None,
+                columns=columns,
+                embedding=embedding,
                 image_bytes=None if sizes is None else sizes[start:stop],
                 source_name=split.file.file,
-                records=records if options.rule.kind.reads_masks else replace(records, masks=None),
+                records=_needed(records, options),
             )
 
 
-def _header(dataset: Dataset, split: Split, grid: PatchGrid, rule: RuleSpec) -> ShardHeader:
+def _needed(records: Records, options: BuildOptions) -> Records:
+    """Records without masks that the rule does not look at."""
+    if options.rule.kind.reads_masks or (records.maps is not None and records.maps.category_count):
+        return records
+    return replace(records, masks=None, maps=None)
+
+
+def _embedding(split: Split, options: BuildOptions) -> Embedding:
+    maps = split.records.maps
+    meant = np.zeros(0, np.int32) if maps is None or maps.values is None else maps.values.categories
+    voids = np.flatnonzero(meant == VOID_VALUE)
+    return Embedding(
+        images=split.images.resolve() if options.embed_images else None,
+        masks=split.masks.resolve() if options.embed_masks and split.masks else None,
+        size=options.embed_size,
+        quality=options.jpeg_quality,
+        mask_fill=int(voids[-1]) if len(voids) else 0,
+    )
+
+
+def _header(dataset: Dataset, split: Split, grid: PatchGrid, options: BuildOptions) -> ShardHeader:
+    rule = options.rule
     return ShardHeader(
         schema_version=SCHEMA_VERSION,
         format=dataset.format,
@@ -425,6 +531,9 @@ def _header(dataset: Dataset, split: Split, grid: PatchGrid, rule: RuleSpec) -> 
         crowd=rule.crowd,
         padding=rule.padding,
         categories=dataset.categories,
+        void=rule.void,
+        difficult=rule.difficult,
+        embed_size=options.embed_size,
     )
 
 

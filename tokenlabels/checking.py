@@ -42,15 +42,25 @@ def check_source(
     """
     progress = progress or Silent()
     run = run or SerialExecutor().run
-    reading = Reading(masks=True, shapes=True, limit=limit, run=run, progress=progress.stage)
+    reading = Reading(
+        masks=True,
+        shapes=True,
+        limit=limit,
+        run=run,
+        progress=progress.stage,
+        note=progress.note,
+        decode=True,
+        report_all=True,
+    )
     dataset = source.read(reading, log)
     for split in dataset.splits:
-        progress.stage(f"drawing masks of {split.name}", len(split.records))
-        report_empty_masks(split, log, progress)
+        if split.records.masks is not None:
+            progress.stage(f"drawing masks of {split.name}", len(split.records))
+            report_empty_masks(split, log, progress)
         if split.images.is_dir():
-            report_listing(split, log, complete=limit is None, missing=False)
+            report_listing(split, log, complete=split.complete and limit is None, missing=False)
             progress.stage(f"checking images of {split.name}", len(split.records))
-            check_files(split, log, advance=progress.advance)
+            check_files(split, log, ends=True, advance=progress.advance)
     return dataset
 
 
@@ -59,10 +69,10 @@ def report_empty_masks(split: Split, log: FindingLog, progress: Progress) -> Non
     spec = RuleSpec.make("pixel-ratio")
     for start in range(0, len(split.records), _BLOCK):
         block = split.records.block(start, min(start + _BLOCK, len(split.records)))
-        assert block.masks is not None
-        _, empty = label_records(block, [], spec)
+        if block.masks is None:
+            continue
+        _, found = label_records(block, [], spec)
         spans = block.masks.spans
-        hits = np.flatnonzero(empty & (spans[:, 1] > spans[:, 0])).tolist()
-        examples = (check.empty_mask(split.file.file, block.image_of(k), int(block.ids[k])) for k in hits)
-        log.extend(examples, {check.MASK_EMPTY.code: len(hits)} if hits else {})
+        for k in np.flatnonzero(found.empty & (spans[:, 1] > spans[:, 0])).tolist():
+            log.take(check.empty_mask(log.source_format, split.file.file, block.image_of(k), int(block.ids[k])))
         progress.advance(len(block))

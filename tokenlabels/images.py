@@ -5,7 +5,6 @@ Pixels are decoded only where the end of a file that is to be embedded looks cut
 
 from __future__ import annotations
 
-import functools
 import os
 import struct
 import warnings

@@ -18,6 +18,7 @@ OnError: TypeAlias = Literal["raise", "skip"]
 CheckLevel: TypeAlias = Literal["fast", "full"]
 
 SHARD_ROWS, SHARD_ROWS_WITH_IMAGES = 4096, 512
+JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class BuildOptions:
     selection: Selection = field(default_factory=Selection)
     scores: bool = True
     embed_images: bool = False
+    embed_size: tuple[int, int] | None = None
+    jpeg_quality: int = JPEG_QUALITY
+    embed_masks: bool = False
     limit: int | None = None
     shard_rows: int = SHARD_ROWS
     on_error: OnError = "raise"
@@ -46,11 +50,16 @@ class BuildOptions:
         tau: float | None = None,
         crowd: str = "foreground",
         padding: str = "background",
+        void: str = "background",
+        difficult: str = "foreground",
         categories: Sequence[str] | None = None,
         exclude_categories: Sequence[str] | None = None,
         min_area: float = 0.0,
         scores: bool = True,
         embed_images: bool = False,
+        embed_size: ImageSizeLike | None = None,
+        jpeg_quality: int | None = None,
+        embed_masks: bool = False,
         limit: int | None = None,
         shard_rows: int | None = None,
         on_error: OnError = "raise",
@@ -68,14 +77,25 @@ class BuildOptions:
         for name, value, allowed in (("on_error", on_error, ("raise", "skip")), ("check", check, ("fast", "full"))):
             if value not in allowed:
                 raise ParameterError(f"unknown {name} {value!r}: use one of {', '.join(allowed)}.")
+        grids = parse_grids(patch, image_size, resize, max_size)
+        size = None if embed_size is None else _embed_size(embed_size, grids)
+        if jpeg_quality is not None and size is None:
+            raise ParameterError("--jpeg-quality goes with --embed-size; without it the files are stored as they are.")
+        quality = JPEG_QUALITY if jpeg_quality is None else jpeg_quality
+        if not 1 <= quality <= 100:
+            raise ParameterError(f"jpeg_quality {quality} is out of range: 1 to 100.")
+        with_pictures = embed_images or size is not None
         return cls(
-            grids=parse_grids(patch, image_size, resize, max_size),
-            rule=RuleSpec.make(rule, tau, crowd, padding),
+            grids=grids,
+            rule=RuleSpec.make(rule, tau, crowd, padding, void, difficult),
             selection=Selection.make(categories, exclude_categories, min_area),
             scores=scores,
-            embed_images=embed_images,
+            embed_images=with_pictures,
+            embed_size=size,
+            jpeg_quality=quality,
+            embed_masks=embed_masks,
             limit=limit,
-            shard_rows=shard_rows or (SHARD_ROWS_WITH_IMAGES if embed_images else SHARD_ROWS),
+            shard_rows=shard_rows or (SHARD_ROWS_WITH_IMAGES if with_pictures or embed_masks else SHARD_ROWS),
             on_error=on_error,
             check=check,
         )
@@ -99,11 +119,16 @@ class BuildOptions:
                 "tau": self.rule.tau,
                 "crowd": self.rule.crowd,
                 "padding": self.rule.padding,
+                "void": self.rule.void,
+                "difficult": self.rule.difficult,
                 "categories": self.selection.categories,
                 "exclude_categories": self.selection.exclude_categories,
                 "min_area": self.selection.min_area,
                 "scores": self.scores,
                 "embed_images": self.embed_images,
+                "embed_size": self.embed_size,
+                "jpeg_quality": self.jpeg_quality if self.embed_size else None,
+                "embed_masks": self.embed_masks,
                 "limit": self.limit,
                 "shard_rows": self.shard_rows,
                 "on_error": self.on_error,
@@ -111,3 +136,25 @@ class BuildOptions:
             }
         )
         return cast(dict[str, Any], msgspec.json.decode(encoded))
+
+
+def _embed_size(given: ImageSizeLike, grids: Sequence[PatchGrid]) -> tuple[int, int]:
+    """(height, width) that pictures are resized to.
+
+    Raises:
+        ParameterError: no size; or pictures of that size would not be what the labels of some grid are for.
+    """
+    if given == "native":
+        raise ParameterError("--embed-size is a size in pixels; without it the files are stored as they are.")
+    size = PatchGrid.parse(1, given).image_size
+    assert size is not None
+    for grid in grids:
+        if grid.image_size is None:
+            raise ParameterError("--embed-size resizes, --image-size native does not: leave one of them out.")
+        if grid.resize != "squash" and grid.image_size != size:
+            expected = "x".join(map(str, dict.fromkeys(grid.image_size)))
+            raise ParameterError(
+                f"--embed-size {given} is not the model input of {grid.name}: with --resize {grid.resize} it is "
+                f"{expected}."
+            )
+    return size

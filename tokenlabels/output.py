@@ -150,7 +150,7 @@ def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[st
         NotABuildError: the manifest there is damaged.
     """
     if (out / _STATE / "discarded.json").exists():
-        _discard(out)
+        discard(out)
     finished = (out / MANIFEST).is_file()
     if finished:
         listed = _load(out / MANIFEST, _Listed)
@@ -162,7 +162,7 @@ def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[st
             raise BuildMismatchError(out, _differences(state, parameters))
         finished = True
     if finished:  # other parameters, or damaged shards: made anew
-        _discard(out)
+        discard(out)
         state = None
     remove_temporaries(out)
     if state is None:
@@ -258,7 +258,7 @@ def _finished(out: Path) -> Iterator[tuple[str, JournalEntry]]:
             path.unlink(missing_ok=True)
 
 
-def _discard(out: Path) -> None:
+def discard(out: Path) -> None:
     """Delete a build, finished or not: only what its manifest or journal lists; can be interrupted and called again."""
     discarded = out / _STATE / "discarded.json"
     if (out / MANIFEST).exists():

@@ -47,7 +47,7 @@ VERSION = 1  # raise it whenever the same seed would give other bytes
 MARKER = "sample.json"  # written last: its presence means that the folder is whole
 INCOMPLETE = ".sample-incomplete"  # written first, removed last; also the lock between two processes
 
-_VOC = Path("VOCdevkit/VOC2012")
+VOC_FOLDER = Path("VOCdevkit/VOC2012")
 _LISTS = ("Main", "Segmentation")
 _VOID = 255
 _ZLIB_RLE = 3  # zlib's strategy for runs: on label maps both faster and smaller than the default
@@ -178,15 +178,15 @@ def _files(images: int) -> Iterator[Path]:
     for split in ("train", "val"):
         yield Path("annotations", f"instances_{split}.json")
     for split, name in ((split, name) for split in ("train", "val", "trainval") for name in _LISTS):
-        yield _VOC / "ImageSets" / name / f"{split}.txt"
-    yield _VOC / "labelmap.txt"
+        yield VOC_FOLDER / "ImageSets" / name / f"{split}.txt"
+    yield VOC_FOLDER / "labelmap.txt"
     for number in range(1, images + 1):
         stem = _stem(number)
         yield Path(split_of(number), f"{stem}.jpg")
-        yield _VOC / "JPEGImages" / f"{stem}.jpg"
-        yield _VOC / "Annotations" / f"{stem}.xml"
-        yield _VOC / "SegmentationClass" / f"{stem}.png"
-        yield _VOC / "SegmentationObject" / f"{stem}.png"
+        yield VOC_FOLDER / "JPEGImages" / f"{stem}.jpg"
+        yield VOC_FOLDER / "Annotations" / f"{stem}.xml"
+        yield VOC_FOLDER / "SegmentationClass" / f"{stem}.png"
+        yield VOC_FOLDER / "SegmentationObject" / f"{stem}.png"
 
 
 def _draw_all(root: Path, images: int, seed: int, progress: Callable[[int], None] | None) -> SampleSummary:
@@ -206,10 +206,10 @@ def _draw_all(root: Path, images: int, seed: int, progress: Callable[[int], None
         annotations[split].extend(_coco_annotation(label, number, place) for place, label in enumerate(labels, 1))
         jpeg = root / split / f"{_stem(number)}.jpg"
         render(scene, painting).save(jpeg, quality=85)
-        _write_voc_image(root / _VOC, jpeg, scene, labels)
+        _write_voc_image(root / VOC_FOLDER, jpeg, scene, labels)
         if progress is not None:
             progress(1)
-    _write_voc_lists(root / _VOC, splits)
+    _write_voc_lists(root / VOC_FOLDER, splits)
     files = {}
     for split in splits:
         name = f"annotations/instances_{split}.json"

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from tokenlabels.annotations import Category, Dataset
+from tokenlabels.annotations import Category, Dataset, Records
 from tokenlabels.errors import ParameterError
 
 
@@ -46,18 +47,28 @@ def select(dataset: Dataset, selection: Selection) -> tuple[Dataset, int]:
         ParameterError: a category that the data set does not have.
     """
     names = [category.name for category in dataset.categories]
-    wanted = np.ones(len(names), np.bool_)
+    wanted = np.ones(len(names), np.bool_) if dataset.foreground is None else dataset.foreground
     if selection.categories is not None:
         chosen = _known(selection.categories, dataset.categories)
         wanted = np.array([name in chosen for name in names], np.bool_)
     excluded = _known(selection.exclude_categories, dataset.categories)
-    wanted &= np.array([name not in excluded for name in names], np.bool_)
+    wanted = wanted & np.array([name not in excluded for name in names], np.bool_)
     splits, dropped = [], 0
     for split in dataset.splits:
         kept = wanted[split.records.categories] & (split.records.areas >= selection.min_area)
         dropped += int((~kept).sum())
-        splits.append(replace(split, records=split.records.keep(kept)))
+        splits.append(replace(split, records=_with_maps(split.records, kept, wanted).keep(kept)))
     return replace(dataset, splits=tuple(splits)), dropped
+
+
+def _with_maps(records: Records, kept: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Records:
+    """Records whose maps know which segments (bool (m,), as annotations) and categories (bool (k,)) count."""
+    maps = records.maps
+    if maps is None:
+        return records
+    segments = None if maps.segments is None else replace(maps.segments, kept=kept)
+    values = None if maps.values is None else replace(maps.values, foreground=wanted)
+    return replace(records, maps=replace(maps, segments=segments, values=values))
 
 
 def _texts(names: Sequence[str]) -> Sequence[str]:
@@ -73,6 +84,6 @@ def _known(texts: Sequence[str], categories: Sequence[Category]) -> set[str]:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 3)
                 hint = f"did you mean {', '.join(close)}?" if close else f"they are {', '.join(sorted(known)[:20])}."
-                raise ParameterError(f"no category {name!r} in the annotation files: {hint}")
+                raise ParameterError(f"no category {name!r} in the data set: {hint}")
             found.add(name)
     return found

@@ -16,7 +16,7 @@ from tokenlabels.annotations import MAX_COORDINATE, MAX_IMAGE_PIXELS, MAX_IMAGE_
 from tokenlabels.check import FindingLog, Kind
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.boxes import AnnotationNotes, checked_boxes
-from tokenlabels.sources.coco_json import Document, EntryId, ImageEntry, MaskEntry
+from tokenlabels.sources.coco_json import BoxEntry, Document, EntryId, ImageEntry, MaskEntry
 from tokenlabels.sources.masks import pack_masks
 from tokenlabels.sources.paths import is_inside
 

@@ -15,7 +15,14 @@ from tokenlabels.sources.base import Reading
 from tokenlabels.sources.map_check import MapHeader, check_maps, listing_digest, read_headers
 
 
-def checked_maps(split: Split, reading: Reading, log: FindingLog, *, expected: Collection[str] | None = None) -> Split:
+def checked_maps(
+    split: Split,
+    reading: Reading,
+    log: FindingLog,
+    *,
+    expected: Collection[str] | None = None,
+    headers_known: bool = False,
+) -> Split:
     """Check the maps of a split by their headers, and whole where `reading.decode` says so.
 
     Args:

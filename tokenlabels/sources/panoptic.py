@@ -134,7 +134,9 @@ class PanopticSource:
             entry = (name, annotations, masks or annotations.with_suffix(""), images or default)
             return cls((entry,), stuff)  # type: ignore[arg-type]
         assert root is not None
-        found = {path.stem.removeprefix(_PREFIX): path for path in sorted((root / "annotations").glob(f"{_PREFIX}*.json"))}
+        found = {
+            path.stem.removeprefix(_PREFIX): path for path in sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
+        }
         for split in splits:
             if split not in found:
                 raise TokenLabelsError(
@@ -278,9 +280,7 @@ def _boxes(
     return checked_boxes(notes, widths, heights, rows)
 
 
-def _usable_images(
-    document: _Document, by_image: dict[str, _Annotation], path: Path, log: FindingLog
-) -> list[_Image]:
+def _usable_images(document: _Document, by_image: dict[str, _Annotation], path: Path, log: FindingLog) -> list[_Image]:
     """The images with a usable size and an annotation; an image without one is reported and left out."""
     kept: list[_Image] = []
     seen: set[str] = set()

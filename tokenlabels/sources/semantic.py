@@ -104,9 +104,7 @@ class SemanticSource:
         foreground = np.array([category.id not in self.background for category in categories], np.bool_)
         return Dataset(self.format, tuple(splits), categories, foreground)
 
-    def _pairs(
-        self, folder: MaskFolder, reading: Reading, log: FindingLog
-    ) -> tuple[list[MaskPair], list[MapHeader]]:
+    def _pairs(self, folder: MaskFolder, reading: Reading, log: FindingLog) -> tuple[list[MaskPair], list[MapHeader]]:
         """The masks of one folder with their pictures, those left out whose header is faulty."""
         reading.progress(f"listing masks of {folder.name}")
         pairs, lonely = find_pairs(folder)
@@ -129,20 +127,20 @@ class SemanticSource:
                 kept.append((pair, header))
         return [pair for pair, _ in kept], [header for _, header in kept]
 
-    def _table(
-        self, parts: Sequence[tuple[list[MaskPair], list[MapHeader]]], reading: Reading
-    ) -> tuple[Category, ...]:
+    def _table(self, parts: Sequence[tuple[list[MaskPair], list[MapHeader]]], reading: Reading) -> tuple[Category, ...]:
         """The category table in the order of values, background included."""
         if self.categories is None:
             reading.progress("looking for values in masks")
-            files = [(folder.masks, [pair.mask for pair in part[0]]) for folder, part in zip(self.folders, parts)]
-            largest = max((largest_value(masks, names, self.void, reading.run) for masks, names in files), default=-1)
+            largest = max(
+                largest_value(folder.masks, [pair.mask for pair in pairs], self.void, reading.run)
+                for folder, (pairs, _) in zip(self.folders, parts, strict=True)
+            )
             names = {value: str(value) for value in range(largest + 1)}
         else:
             names = {category.id: category.name for category in self.categories}
         for value in self.background:
             if value not in names or self.categories is None:
-                names[value] = "background" if value == min(self.background) else f"background {value}"
+                names[value] = "background" if len(self.background) == 1 else f"background {value}"
         known = {category.id: category for category in self.categories or ()}
         values = [value for value in sorted(names) if value not in self.void]
         if not values:

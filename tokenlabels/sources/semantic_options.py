@@ -37,6 +37,30 @@ class SemanticOptions:
     stuff: str | None = None
     mask_suffix: str | None = None
 
+    @classmethod
+    def make(
+        cls,
+        ignore: int | Sequence[int] | None,
+        background: int | Sequence[int] | None,
+        reduce_zero_label: bool,
+        stuff: str | None,
+        mask_suffix: str | None,
+    ) -> SemanticOptions | None:
+        """From what a person writes; None where they wrote nothing."""
+        chosen = cls(_values(ignore), _values(background), reduce_zero_label, stuff, mask_suffix)
+        return None if chosen == cls() else chosen
+
+
+def _values(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    return (given,) if isinstance(given, int) else tuple(given)
+
+
+def data_card_names() -> tuple[str, ...]:
+    """Data cards that say what the values of masks mean."""
+    return tuple(dataset.name for dataset in known_datasets() if dataset.masks is not None)
+
 
 def locate_semantic(
     root: Path | None,
@@ -61,7 +85,12 @@ def locate_semantic(
             raise ParameterError("--root and --annotations exclude each other: name the folder or the file.")
         _refuse_for_panoptic(class_list, options)
         return PanopticSource.locate(
-            root, annotations=annotations, masks=masks, images=images, splits=splits, stuff=options.stuff or "background"
+            root,
+            annotations=annotations,
+            masks=masks,
+            images=images,
+            splits=splits,
+            stuff=options.stuff or "background",
         )
     if options.stuff is not None:
         raise ParameterError("--stuff goes with COCO panoptic files; name foreground with --categories instead.")
@@ -90,7 +119,9 @@ def _refuse_for_panoptic(class_list: str | None, options: SemanticOptions) -> No
     if class_list is not None:
         raise ParameterError("a panoptic file has its own categories: leave the list out.")
     if options.ignore is not None or options.background is not None or options.reduce_zero_label:
-        raise ParameterError("--ignore, --background and --reduce-zero-label are for masks of values, not panoptic ones.")
+        raise ParameterError(
+            "--ignore, --background and --reduce-zero-label are for masks of values, not panoptic ones."
+        )
     if options.mask_suffix is not None:
         raise ParameterError("--mask-suffix is for folders of masks; a panoptic file names its own.")
 

@@ -1,0 +1,101 @@
+"""From what a person names to the source that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.sources.base import Source
+from tokenlabels.sources.coco import CocoSource
+from tokenlabels.sources.semantic_options import SemanticOptions, data_card_names, locate_semantic
+from tokenlabels.sources.voc import VocSource
+
+FORMATS = ("coco", "voc", "semantic")
+
+
+def find_source(
+    source: Source | str,
+    *,
+    root: str | Path | None = None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    splits: Sequence[str] = (),
+    class_list: str | Path | None = None,
+    semantic: SemanticOptions | None = None,
+) -> Source:
+    """A source from its name and the places a person names; a `Source` is returned as it is.
+
+    Args:
+        source: name of a format.
+        root: folder in an official layout.
+        annotations: a single annotation file instead.
+        images: image folder.
+        masks: mask folder.
+        splits: splits to read.
+        class_list: file with the categories, or the name of a data card.
+        semantic: how to read values of semantic masks.
+
+    Raises:
+        ParameterError: no such format, or an option that it does not have.
+        TokenLabelsError: no data set there.
+    """
+    splits = (splits,) if isinstance(splits, str) else tuple(splits)
+    named: dict[str, Any] = {"--root": root, "--annotations": annotations, "--images": images, "--masks": masks}
+    named |= {"--split": splits, "a list of --categories": class_list, "an option of semantic masks": semantic}
+    given = [name for name, value in named.items() if value]
+    if not isinstance(source, str):
+        if given:
+            raise ParameterError(
+                "a Source knows its files: root, annotations, images and split go with a format's name."
+            )
+        return source
+    if source not in FORMATS:
+        raise ParameterError(f"unknown source {source!r}: use one of {', '.join(FORMATS)}.")
+    foreign = {
+        "coco": ("--masks", "a list of --categories", "an option of semantic masks"),
+        "voc": ("--annotations", "--images", "--masks", "an option of semantic masks"),
+        "semantic": (),
+    }[source]
+    for name in given:
+        if name in foreign:
+            raise ParameterError(f"{name} does not go with {source}.")
+    root, annotations, images, masks = (
+        None if path is None else Path(path) for path in (root, annotations, images, masks)
+    )
+    if root is not None and not root.is_dir():
+        raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --sample.")
+    if source == "voc":
+        return VocSource.locate(root, splits=splits, class_list=None if class_list is None else Path(class_list))
+    if source == "semantic":
+        return locate_semantic(
+            root,
+            annotations=annotations,
+            images=images,
+            masks=masks,
+            splits=splits,
+            class_list=None if class_list is None else str(class_list),
+            options=semantic or SemanticOptions(),
+        )
+    return CocoSource.locate(root, annotations=annotations, images=images, splits=splits)
+
+
+def split_categories(
+    source: Source | str, categories: str | Path | Sequence[str] | None
+) -> tuple[str | None, list[str] | None]:
+    """What `--categories` says: a list of all categories there are, and names of those that are foreground.
+
+    Of VOC and semantic masks, a file, or the name of a data card, is such a list; everything else is a name.
+
+    Raises:
+        ParameterError: two lists.
+    """
+    texts = [str(categories)] if isinstance(categories, (str, Path)) else list(categories or ())
+    cards = data_card_names() if source == "semantic" else ()
+    lists = [text for text in texts if source in ("voc", "semantic") and (Path(text).is_file() or text in cards)]
+    if len(lists) > 1:
+        raise ParameterError(f"two lists of categories ({', '.join(lists)}): name one.")
+    names = [text for text in texts if text not in lists]
+    return (lists[0] if lists else None), (names or None)
