@@ -110,8 +110,8 @@ BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a 
 RootOption = Annotated[
     Path | None,
     typer.Option(
-        help="Data set folder in an official layout [default: ., then $COCO_ROOT, ./coco or $VOC_ROOT, "
-        "./VOCdevkit/VOC2012]."
+        help="Data set folder in an official layout [default: coco ., $COCO_ROOT, ./coco; voc ., $VOC_ROOT, "
+        "./VOCdevkit/VOC2012; semantic .]."
     ),
 ]
 AnnotationsOption = Annotated[Path | None, typer.Option(help="A single annotation file instead of --root.")]

@@ -45,8 +45,8 @@ from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build
 from tokenlabels.select import select
 from tokenlabels.shards import SCHEMA_VERSION, Columns, ShardHeader, build_table, encoded_size, schema_of, shard_name
-from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.base import Reading, Source
+from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.sources.semantic_options import SemanticOptions
 from tokenlabels.tasks import ShardTask

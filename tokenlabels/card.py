@@ -6,9 +6,6 @@ whose category table and split names it shares. Format: https://huggingface.co/d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import msgspec
 import pyarrow.parquet as pq
 import yaml
 
+from tokenlabels.known import KnownDataset, known_datasets
 from tokenlabels.rules import RULES
 from tokenlabels.shards import ShardHeader, features_of
 
@@ -28,63 +26,6 @@ _SIZES = (
 )
 
 
-class MaskValues(msgspec.Struct, frozen=True):
-    """How to read masks that hold one value per pixel: category id = value + `offset`, but for the values named here.
-
-    Attributes:
-        ignore: raw values without a label (void, unlabelled).
-        background: raw values that are background. No category has their id.
-        offset: added to every other value.
-    """
-
-    ignore: tuple[int, ...] = ()
-    background: tuple[int, ...] = ()
-    offset: int = 0
-
-
-class KnownDataset(msgspec.Struct, frozen=True):
-    """The front matter of one file in `data_cards/`.
-
-    Attributes:
-        name: short name.
-        pretty_name: name for people.
-        license: licence of the annotations, as the Hub names it.
-        categories: {id, name} in official order; supercategory and isthing where the data set has them.
-        splits: split -> {images, annotations} as published; what is not published is left out, annotations are 0
-            where there are no instances.
-        citation: BibTeX.
-        homepage: address.
-        task_categories: as the Hub names them.
-        languages: of the category names.
-        masks: values in the masks, for data sets whose masks hold one value per pixel.
-    """
-
-    name: str
-    pretty_name: str
-    license: str
-    categories: list[dict[str, Any]]
-    splits: dict[str, dict[str, int]] = {}
-    citation: str = ""
-    homepage: str = ""
-    task_categories: list[str] = []
-    languages: list[str] = []
-    masks: MaskValues | None = None
-
-
-def known_datasets() -> Iterator[KnownDataset]:
-    """Every data set that has a card."""
-    for file in sorted(_cards().iterdir(), key=lambda entry: entry.name):
-        if file.name.endswith(".md"):
-            _, front, _ = file.read_text("utf-8").split("---\n", 2)
-            yield msgspec.convert(yaml.safe_load(front), KnownDataset)
-
-
-def _cards() -> Traversable:
-    """`data_cards/`: inside the installed package, or beside it in a source tree."""
-    packaged = files("tokenlabels") / "data_cards"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "data_cards"
-
-
 def card_text(manifest: dict[str, Any], out: Path) -> str:
     """The card of a build.
 
@@ -92,18 +33,24 @@ def card_text(manifest: dict[str, Any], out: Path) -> str:
         manifest: the manifest, as JSON values.
         out: folder of the build, whose first shards tell the columns.
     """
-    ids = [(category["id"], category["name"]) for category in manifest["categories"]]
-    known = next(
-        (
-            dataset
-            for dataset in known_datasets()
-            if [(category["id"], category["name"]) for category in dataset.categories] == ids
-            and all(split in dataset.splits for split in manifest["splits"])
-        ),
-        None,
-    )
+    known = _known(manifest)
     front = yaml.safe_dump(_front_matter(manifest, out, known), sort_keys=False, allow_unicode=True, width=1_000)
     return f"---\n{front}---\n\n{_body(manifest, known)}"
+
+
+def _known(manifest: dict[str, Any]) -> KnownDataset | None:
+    """The official data set that a build was made of: same categories, and no other splits."""
+    background = manifest["parameters"].get("background", [])
+    table = [
+        (category["id"], category["name"]) for category in manifest["categories"] if category["id"] not in background
+    ]
+    for dataset in known_datasets():
+        offset = dataset.masks.offset if dataset.masks else 0
+        for shift in {0, offset}:  # semantic builds number categories by mask value
+            official = [(category["id"] - shift, category["name"]) for category in dataset.categories]
+            if official == table and all(split in dataset.splits for split in manifest["splits"]):
+                return dataset
+    return None
 
 
 def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | None) -> dict[str, Any]:
@@ -166,7 +113,8 @@ def _body(manifest: dict[str, Any], known: KnownDataset | None) -> str:
 
 Rule `{parameters["rule"]}`: the score of patch P is `{RULES[parameters["rule"]].formula}`; tau \
 {parameters["tau"]:g} ({comparison} is foreground), crowd regions: \
-{parameters["crowd"]}, padding: {parameters["padding"]}.""",
+{parameters["crowd"]}, void: {parameters["void"]}, difficult boxes: {parameters["difficult"]}, padding: \
+{parameters["padding"]}.""",
         "",
         "```python",
         "from datasets import load_dataset",

@@ -97,14 +97,14 @@ def test_help_names_every_option_in_full(command: str, options: str, flag: str, 
 def test_help_says_the_defaults(invoke: Invoke) -> None:
     text = " ".join(fine(invoke("build", "--help")).stdout.split())
     for default in (
-        "., $COCO_ROOT, ./coco",
+        "coco ., $COCO_ROOT, ./coco; voc ., $VOC_ROOT, ./VOCdevkit/VOC2012; semantic .",
         "ROOT/<split>",
         "all",
         "./tokenlabels-<source>",
         "16",
         "384",
         "squash",
-        "overlap",
+        "overlap; semantic: pixel-ratio",
         "overlap 0.5, jaccard 0.5, pixel-ratio 0.1",
         "foreground",
         "background",

@@ -14,7 +14,8 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 
 import tokenlabels
-from tokenlabels.card import KnownDataset, card_text, known_datasets
+from tokenlabels.card import card_text
+from tokenlabels.known import KnownDataset, known_datasets
 from tokenlabels.reader import Build
 
 CARDS = Path(__file__).resolve().parents[2] / "data_cards"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenlabels.annotations import Category
-from tokenlabels.card import KnownDataset, known_datasets
 from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.known import KnownDataset, known_datasets
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.class_list import read_class_list
 from tokenlabels.sources.mask_layouts import MaskFolder, MaskLayout, find_layout, side_by_side

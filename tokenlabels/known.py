@@ -1,0 +1,71 @@
+"""Known data sets: the front matter of the files in `data_cards/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class MaskValues(msgspec.Struct, frozen=True):
+    """How to read masks that hold one value per pixel: category id = value + `offset`, but for the values named here.
+
+    Attributes:
+        ignore: raw values without a label (void, unlabelled).
+        background: raw values that are background. No category has their id.
+        offset: added to every other value.
+    """
+
+    ignore: tuple[int, ...] = ()
+    background: tuple[int, ...] = ()
+    offset: int = 0
+
+
+class KnownDataset(msgspec.Struct, frozen=True):
+    """The front matter of one file in `data_cards/`.
+
+    Attributes:
+        name: short name.
+        pretty_name: name for people.
+        license: licence of the annotations, as the Hub names it.
+        categories: {id, name} in official order; supercategory and isthing where the data set has them.
+        splits: split -> {images, annotations} as published; what is not published is left out, annotations are 0
+            where there are no instances.
+        citation: BibTeX.
+        homepage: address.
+        task_categories: as the Hub names them.
+        languages: of the category names.
+        masks: values in the masks, for data sets whose masks hold one value per pixel.
+    """
+
+    name: str
+    pretty_name: str
+    license: str
+    categories: list[dict[str, Any]]
+    splits: dict[str, dict[str, int]] = {}
+    citation: str = ""
+    homepage: str = ""
+    task_categories: list[str] = []
+    languages: list[str] = []
+    masks: MaskValues | None = None
+
+
+def known_datasets() -> Iterator[KnownDataset]:
+    """Every data set that has a card."""
+    for file in sorted(_cards().iterdir(), key=lambda entry: entry.name):
+        if file.name.endswith(".md"):
+            _, front, _ = file.read_text("utf-8").split("---\n", 2)
+            yield msgspec.convert(yaml.load(front, _LOADER), KnownDataset)  # noqa: S506  it is safe
+
+
+def _cards() -> Traversable:
+    """`data_cards/`: inside the installed package, or beside it in a source tree."""
+    packaged = files("tokenlabels") / "data_cards"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "data_cards"
