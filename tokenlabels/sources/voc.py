@@ -163,6 +163,8 @@ class VocSource:
         split = Split(split_name(part.chosen.name), records, self.root / _IMAGES, file, complete=False)
         if reading.masks:
             split = self._with_maps(split, part, categories, reading, log)
+        elif self._has(_OBJECTS) or self._has(_CLASSES):
+            self._report_missing_masks(split, part, log)
         if reading.embed_masks:
             names = [f"{_CLASSES}/{image_id}.png" for image_id in split.records.image_ids]
             files = [name if (self.root / name).is_file() else "" for name in names]
@@ -185,9 +187,23 @@ class VocSource:
         segments = Segments(
             records.offsets, records.ids, records.categories, records.crowd, np.ones(len(records.ids), np.bool_)
         )
-        maps = LabelMaps(self.root, files, encodings, _class_values(categories), segments)
-        expected = None if log.masks_scored else {image.image_id for image in part.images if image.segmented}
+        maps = LabelMaps(self.root.resolve(), files, encodings, _class_values(categories), segments)
+        expected = None if log.masks_scored else _segmented(part)
         return checked_maps(replace(split, records=replace(records, maps=maps)), reading, log, expected=expected)
+
+
+    def _report_missing_masks(self, split: Split, part: _Part, log: FindingLog) -> None:
+        """Say which images have no mask although their XML says so; nothing is opened."""
+        present = _names(self.root / _OBJECTS) | _names(self.root / _CLASSES)
+        for image_id in sorted(_segmented(part)):
+            if f"{image_id}.png" not in present:
+                message = f"the mask of image {image_id} is missing."
+                log.add(check.MAP_MISSING, split.file.file, message, image_id=image_id)
+
+
+def _segmented(part: _Part) -> set[str]:
+    """Ids of the images that have masks by their XML."""
+    return {image.image_id for image in part.images if image.segmented}
 
 
 def _default_root() -> Path:
