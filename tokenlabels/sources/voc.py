@@ -191,7 +191,6 @@ class VocSource:
         expected = None if log.masks_scored else _segmented(part)
         return checked_maps(replace(split, records=replace(records, maps=maps)), reading, log, expected=expected)
 
-
     def _report_missing_masks(self, split: Split, part: _Part, log: FindingLog) -> None:
         """Say which images have no mask although their XML says so; nothing is opened."""
         present = _names(self.root / _OBJECTS) | _names(self.root / _CLASSES)

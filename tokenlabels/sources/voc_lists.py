@@ -44,7 +44,7 @@ def find_lists(
 
     Args:
         root: VOC folder.
-        splits: names of lists; none: `trainval`, else every list that is not of one class; where there are no lists
+        splits: names of lists; none: `trainval`, else every list that is neither of one class nor empty; where there are no lists
             at all, every XML file, as split `all`.
         kind: `Main` or `Segmentation`; the other one is taken, with a note, where a list is absent there.
         note: told about that.
@@ -63,7 +63,7 @@ def find_lists(
     if not wanted:
         names = sorted({name for lists in available.values() for name in lists})
         wanted = [_PREFERRED] if _PREFERRED in names else []
-        wanted = wanted or [name for name in names if not _is_class_list(available[kind].get(name))]
+        wanted = wanted or [name for name in names if _is_split(available[kind].get(name) or available[other][name])]
     found = []
     for name in wanted:
         held = next((each for each in (kind, other) if name in available[each]), None)
@@ -81,15 +81,14 @@ def _lists(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
 
 
-def _is_class_list(path: Path | None) -> bool:
-    if path is None:
-        return False
+def _is_split(path: Path) -> bool:
+    """Whether a list is that of a split: neither of one class nor empty."""
     try:
         with path.open("rb") as file:
             fields = file.readline(4096).decode("utf-8", "replace").split()
     except OSError:
-        return False
-    return len(fields) == 2 and fields[1] in _FLAGS
+        return True  # reading it will say why
+    return bool(fields) and not (len(fields) == 2 and fields[1] in _FLAGS)
 
 
 def _entry(line: str) -> tuple[str, str]:
