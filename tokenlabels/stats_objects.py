@@ -111,6 +111,7 @@ def lost_objects(table: pa.Table, split: str, categories: int) -> pl.DataFrame:
         pl.all_horizontal(pl.col(_MEMBERS).is_not_null())
         & (pl.col("patches") >= 0)
         & pl.col("area").is_finite()
+        & pl.col("bbox").arr.sum().is_finite()
         & pl.col("category").is_between(0, categories - 1)
     ).to_series()
     if not fine.all(ignore_nulls=False):
