@@ -136,8 +136,8 @@ def _shared_rows(builds: Sequence[Build], grid: str, split: str | None) -> NDArr
         for index, build in enumerate(builds[1:], 1):
             shared = shared.join(_image_rows(build, grid, split, f"row {index}"), on=_KEY, how="inner")
         frame = shared.drop(_KEY).sort("row 0").collect()
-    except (OSError, pl.exceptions.PolarsError) as fault:
-        raise unreadable(builds[0].path / grid, fault) from None
+    except (OSError, pl.exceptions.PolarsError):
+        raise unreadable([path for build in builds for path in build.files(grid, split)]) from None
     return np.stack([column.cast(pl.Int64).to_numpy() for column in frame.iter_columns()])
 
 

@@ -13,7 +13,6 @@ from typing import get_args
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.figures import (
@@ -70,8 +69,8 @@ def statistics(
         frame = build.frame(name, split)
         objects = object_counts(frame)
         images = {what: images_by(frame, what) for what in ("category", "size")}
-    except (OSError, pl.exceptions.PolarsError) as fault:
-        raise unreadable(build.path / name, fault) from None
+    except (OSError, pl.exceptions.PolarsError):
+        raise unreadable(build.files(name, split)) from None
     return _figures(build, name, by_split, objects, images, sums, lost)
 
 
@@ -153,7 +152,7 @@ def _summed(build: Build, grid: str, split: str | None, progress: Progress) -> t
 
 def _summed_group(build: Build, grid: str, address: GroupAddress) -> tuple[CellSums, pl.DataFrame]:
     """Sums over the cells of one row group, and its lost objects."""
-    table = read_group(address, count_columns(pq.read_schema(address.path).names))
+    table = read_group(address, count_columns(address.columns))
     patch_grid = build.grids[grid]
     columns = cell_columns(table, patch_grid.constant_shape, address.path)
     inclusive = RULES[build.manifest["parameters"]["rule"]].inclusive

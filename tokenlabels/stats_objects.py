@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tokenlabels.errors import NotABuildError
 from tokenlabels.figures import QUANTILES, SIZE_LIMITS, Distribution
+from tokenlabels.stats_shards import damaged
 
 LOST_EXAMPLES = 1000
 """Lost objects that are told one by one."""
@@ -98,7 +99,8 @@ def lost_objects(table: pa.Table, split: str, categories: int) -> pl.DataFrame:
     Raises:
         ValueError: objects that no build writes.
     """
-    rows = pl.DataFrame(pl.from_arrow(table.select(["image_id", "file_name", "objects"])))
+    chosen = table.select(["image_id", "file_name", "objects"]).replace_schema_metadata()
+    rows = pl.DataFrame(pl.from_arrow(chosen))
     try:
         objects = (
             rows.select("image_id", "file_name", *(pl.col("objects").struct.field(name) for name in _MEMBERS))
@@ -136,12 +138,19 @@ def spread(lost: Sequence[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def unreadable(folder: Path, fault: Exception) -> NotABuildError:
-    """The error that says that polars cannot read the shards of a grid."""
-    reason = str(fault).partition("\n")[0][:200]
-    return NotABuildError(
-        f"{folder}: its shards cannot be read ({reason}): run the same build command again to mend it."
-    )
+def unreadable(paths: Sequence[Path]) -> NotABuildError:
+    """The error that names the shard that polars cannot read, or their folder where it can read each alone."""
+    return damaged(next((path for path in paths if not _is_readable(path)), paths[0].parent), "is damaged or no shard")
+
+
+def _is_readable(path: Path) -> bool:
+    frame = pl.scan_parquet(path, glob=False)
+    try:
+        row_counts(frame)
+        object_counts(frame)
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return True
 
 
 def share_distribution(

@@ -52,12 +52,14 @@ class GroupAddress:
         split: the split of that shard.
         index: number of the row group in it.
         rows: images in the row group.
+        columns: names of the shard's columns.
     """
 
     path: Path
     split: str
     index: int
     rows: int
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,21 +107,23 @@ def row_groups(build: Build, grid: str | None, split: str | None) -> list[GroupA
     """
     listed = {build.path / shard.file: shard.rows for shard in build.shards}
     name = grid or next(iter(build.grids))
-    found = []
+    found: list[GroupAddress] = []
     for each in (split,) if split is not None else build.splits:
         for path in build.files(name, each):
-            _check_header(build, path, name, each)
             try:
+                _check_header(build, path, name, each)
                 with pq.ParquetFile(path) as file:
-                    problem = _schema_problem(file.schema_arrow, build)
+                    problem, columns = _schema_problem(file.schema_arrow, build), tuple(file.schema_arrow.names)
                     groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-            except (OSError, pa.ArrowException):
+            except (OSError, pa.ArrowException, UnicodeDecodeError):
                 raise damaged(path, "is damaged or no shard") from None
+            if found and columns != found[0].columns:
+                problem = f"has other columns than {found[0].path.name}"
             if sum(groups) != listed[path]:
                 problem = f"has {sum(groups)} rows where the manifest says {listed[path]}"
             if problem:
                 raise damaged(path, problem)
-            found += [GroupAddress(path, each, index, rows) for index, rows in enumerate(groups)]
+            found += [GroupAddress(path, each, index, rows, columns) for index, rows in enumerate(groups)]
     return found
 
 
@@ -259,5 +263,6 @@ def _schema_problem(schema: pa.Schema, build: Build) -> str | None:
         if name not in schema.names:
             return f"has no column {name!r}"
         if not schema.field(name).type.equals(kind):
-            return f"has a column {name!r} of {schema.field(name).type}, not of {kind}"
+            types = "" if pa.types.is_struct(kind) else f" ({schema.field(name).type}, not {kind})"
+            return f"has a column {name!r} of another type than builds write{types}"
     return None

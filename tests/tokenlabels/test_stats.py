@@ -28,7 +28,7 @@ from tokenlabels.figures import QUANTILES, TAU_STOPS, Figures
 from tokenlabels.reader import Build
 from tokenlabels.sample_scene import CATEGORIES
 from tokenlabels.stats_cells import THRESHOLDS, category_sums, count_passing, position_sums
-from tokenlabels.stats_objects import distribution, patch_distribution, spread
+from tokenlabels.stats_objects import distribution, patch_distribution, row_counts, spread, unreadable
 from tokenlabels.stats_shards import NO_CATEGORY, plain
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -669,9 +669,13 @@ DAMAGE: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "no objects": (lambda t: t.drop_columns("objects"), "has no column 'objects'"),
     "wide labels": (
         lambda t: replaced(t, "labels", [[0] * 64] * 2, pa.list_(pa.int64())),
-        "has a column 'labels' of list",
+        "has a column 'labels' of another type than builds write (list<element: int64>, not list<",
     ),
-    "wide counts": (lambda t: replaced(t, "fg_count", [0, 0], pa.int64()), "has a column 'fg_count' of int64"),
+    "wide counts": (lambda t: replaced(t, "fg_count", [0, 0], pa.int64()), "(int64, not int32)"),
+    "other objects": (
+        lambda t: replaced(t, "objects", [[1], []], pa.list_(pa.int32())),
+        "has a column 'objects' of another type than builds write: ",
+    ),
     "short labels": (lambda t: replaced(t, "labels", [[0] * 63] * 2), "other than grid_rows x grid_cols"),
     "short scores": (lambda t: replaced(t, "scores", [[0] * 65] * 2), "values in column 'scores'"),
     "another grid": (lambda t: replaced(t, "grid_rows", [4, 4]), "a grid other than 8 x 8"),
@@ -723,6 +727,33 @@ def test_a_missing_or_damaged_shard_is_one_sentence(small: Build) -> None:
     path.unlink()
     with pytest.raises(NotABuildError, match="is missing: run the same build command again"):
         tokenlabels.statistics(small)
+
+
+def test_shards_with_different_columns_are_one_sentence(sample_root: Path, tmp_path: Path) -> None:
+    build = tokenlabels.build("coco", root=sample_root, out=tmp_path / "out")
+    second = build.files()[1]
+    edit(second, lambda table: table.append_column("note", table.column("image_id")))
+    with pytest.raises(NotABuildError, match=f"{second}: has other columns than {build.files()[0].name}: run the same"):
+        tokenlabels.statistics(build)
+
+
+def test_a_shard_that_only_polars_cannot_read_is_named(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = tokenlabels.build("coco", root=sample_root, out=tmp_path / "out")
+    whole, good = build.files()[1].read_bytes(), tokenlabels.statistics(build)
+
+    def damage_first(frame: pl.LazyFrame) -> pl.DataFrame:
+        monkeypatch.undo()
+        build.files()[1].write_bytes(whole[: len(whole) // 2])
+        return row_counts(frame)
+
+    monkeypatch.setattr("tokenlabels.stats.row_counts", damage_first)
+    with pytest.raises(NotABuildError, match=f"{build.files()[1]}: is damaged or no shard: run the same"):
+        tokenlabels.statistics(build)
+    build.files()[1].write_bytes(whole)
+    assert tokenlabels.statistics(build) == good
+    assert str(unreadable(build.files())).startswith(f"{build.path / good.grid}: ")
 
 
 def test_a_manifest_that_was_changed_is_one_sentence(small: Build) -> None:
