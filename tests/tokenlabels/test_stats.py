@@ -491,6 +491,18 @@ def test_a_build_of_majority_categories(small: Build) -> None:
         tokenlabels.statistics(small)
 
 
+@pytest.mark.parametrize(
+    ("area", "counts"), [(1023.9, [3, 0, 0]), (1024.0, [0, 3, 0]), (9215.9, [0, 3, 0]), (9216.0, [0, 0, 3])]
+)
+def test_sizes_begin_at_their_limits(area: float, counts: list[int], small: Build) -> None:
+    edit(small.files()[0], lambda table: with_objects(table, area=area))
+    by_size = tokenlabels.statistics(small).by_size
+    assert [(each.name, each.objects) for each in by_size] == list(
+        zip(("small", "medium", "large"), counts, strict=True)
+    )
+    assert [each.images for each in by_size] == [2 if count else 0 for count in counts]
+
+
 def test_progress_tells_every_row(built: Callable[[str], Build]) -> None:
     class Counter:
         def __init__(self) -> None:
