@@ -44,8 +44,8 @@ def find_lists(
 
     Args:
         root: VOC folder.
-        splits: names of lists; none: `trainval`, else every list that is neither of one class nor empty; where there are
-            no lists at all, every XML file, as split `all`.
+        splits: names of lists; none: `trainval`, else every list that is neither of one class nor empty; where there
+            are no lists at all, every XML file, as split `all`.
         kind: `Main` or `Segmentation`; the other one is taken, with a note, where a list is absent there.
         note: told about that.
 
