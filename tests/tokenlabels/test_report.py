@@ -193,7 +193,7 @@ class TestNames:
         elements = Elements(page)
         assert not [tag for tag, _ in elements.tags if tag in ("img", "b")]
         assert not [a for _, a in elements.tags if any(name.startswith("on") for name in a)]
-        assert "\u202e" not in page.replace("\\u202e", "")
+        assert "\u202e" not in page
         assert not re.search("[\x00-\x08\x0e-\x1f\u2028\u2029]", page)
         assert data_of(page, "figures")["by_category"][0]["name"] == HOSTILE
         shown = [a["id"] for t, a, _ in elements.raw if a.get("type") == "application/json"]
@@ -261,7 +261,7 @@ class TestPictures:
         [
             pytest.param(lambda path: None, "No such file", id="missing"),
             pytest.param(lambda path: path.write_bytes(b""), "cannot be read", id="empty"),
-            pytest.param(lambda path: path.write_bytes(png_bytes(40, 30)[:90]), "cannot be read", id="cut short"),
+            pytest.param(lambda path: path.write_bytes(png_bytes(40, 30)[:60]), "cannot be read", id="cut short"),
             pytest.param(lambda path: path.write_text("<svg/>"), "cannot be read", id="no image"),
             pytest.param(lambda path: path.mkdir(), "No such file", id="a folder"),
             pytest.param(lambda path: path.write_bytes(png_bytes(30, 40)), "is 30 x 40, not as annotated", id="turned"),

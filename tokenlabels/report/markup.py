@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -11,14 +13,8 @@ import msgspec
 
 Width: TypeAlias = Literal["", "double", "wide"]
 
-_JSON_ESCAPES = {
-    b"<": b"\\u003c",
-    b">": b"\\u003e",
-    b"&": b"\\u0026",
-    "\u2028".encode(): b"\\u2028",
-    "\u2029".encode(): b"\\u2029",
-}
-"""Characters that occur in JSON inside of strings only, and that could end a script element or a line of script."""
+_UNSAFE_IN_SCRIPT = re.compile(r"[<>&\x7f]|[^\x00-\x7f]")
+"""What may have to be escaped in JSON inside of a script element; in JSON all of it occurs in strings only."""
 
 
 def printable(text: str) -> str:
@@ -37,11 +33,15 @@ def name(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """JSON that can stand inside of a script element."""
-    encoded = msgspec.json.encode(value)
-    for character, escape in _JSON_ESCAPES.items():
-        encoded = encoded.replace(character, escape)
-    return encoded.decode()
+    """JSON that can stand inside of a script element, and that is safe to look at."""
+    return _UNSAFE_IN_SCRIPT.sub(_json_escape, msgspec.json.encode(value).decode())
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    char = found[0]
+    if char in "<>&":
+        return f"\\u{ord(char):04x}"
+    return char if char.isprintable() else json.dumps(char)[1:-1].replace("\x7f", "\\u007f")
 
 
 def count(value: int) -> str:

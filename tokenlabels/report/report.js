@@ -148,29 +148,36 @@
     return element("canvas", { width, height });
   }
 
-  /** What a canvas shows where a patch is foreground, and where it is not. */
+  /** Grey and darker. */
+  function dim(canvas) {
+    const pen = canvas.getContext("2d");
+    const pixels = pen.getImageData(0, 0, canvas.width, canvas.height), values = pixels.data;
+    for (let index = 0; index < values.length; index += 4) {
+      const light = 0.3 * values[index] + 0.59 * values[index + 1] + 0.11 * values[index + 2];
+      values[index] = values[index + 1] = values[index + 2] = 0.45 * light + 58;
+    }
+    pen.putImageData(pixels, 0, 0);
+  }
+
+  /** What a canvas shows where a patch is foreground, padding tinted, and where it is not. */
   function layers(sample, place, side) {
     const kept = sample.layers.get(side);
     if (kept) return kept;
     const clear = surface(place.width, place.height), grey = surface(place.width, place.height);
-    const pen = clear.getContext("2d", { willReadFrequently: true }), dull = grey.getContext("2d");
     const area = [place.x(0), place.y(0), place.x(sample.width) - place.x(0), place.y(sample.height) - place.y(0)];
-    for (const [context, name] of [[pen, "cell-foreground"], [dull, "cell-background"]]) {
-      context.fillStyle = palette["cell-padding"];
-      context.fillRect(0, 0, place.width, place.height);
-      context.fillStyle = palette[name];
-      context.fillRect(...area);
+    const whole = [0, 0, place.width, place.height];
+    for (const [canvas, padding, ground] of [
+      [clear, "cell-foreground", "cell-foreground"],
+      [grey, "cell-padding", "cell-background"],
+    ]) {
+      const pen = canvas.getContext("2d", { willReadFrequently: canvas === grey });
+      pen.fillStyle = palette[padding];
+      pen.fillRect(...whole);
+      pen.fillStyle = palette[ground];
+      pen.fillRect(...area);
+      if (sample.bitmap) pen.drawImage(sample.bitmap, ...(sample.covers_input ? whole : area));
     }
-    if (sample.bitmap) {
-      if (sample.covers_input) pen.drawImage(sample.bitmap, 0, 0, place.width, place.height);
-      else pen.drawImage(sample.bitmap, ...area);
-      const pixels = pen.getImageData(0, 0, place.width, place.height), values = pixels.data;
-      for (let index = 0; index < values.length; index += 4) {
-        const light = 0.3 * values[index] + 0.59 * values[index + 1] + 0.11 * values[index + 2];
-        values[index] = values[index + 1] = values[index + 2] = 0.45 * light + 58;
-      }
-      dull.putImageData(pixels, 0, 0);
-    }
+    if (sample.bitmap) dim(grey);
     const made = { clear, grey };
     sample.layers.set(side, made);
     return made;
