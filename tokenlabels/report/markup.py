@@ -7,11 +7,9 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
-
-Width: TypeAlias = Literal["", "double", "wide"]
 
 _UNSAFE_IN_SCRIPT = re.compile(r"[<>&\x7f]|[^\x00-\x7f]")
 """What may have to be escaped in JSON inside of a script element; in JSON all of it occurs in strings only."""
@@ -134,16 +132,16 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{esc(summary)}</summary>{content}</details>"
 
 
-def card(title: str, lead: str, content: str, *, width: Width = "") -> str:
+def card(title: str, lead: str, content: str, *, wide: bool = False) -> str:
     """A titled part of a section.
 
     Args:
         title: as text.
         lead: one sentence or two, as HTML: what the plot shows, which is also its text alternative.
         content: plot and tables.
-        width: of three columns where there is room: one, two, or all.
+        wide: takes the full width.
     """
     return (
-        f'<figure class="{f"card {width}".strip()}"><figcaption><h3>{esc(title)}</h3><p>{lead}</p></figcaption>'
+        f'<figure class="card{" wide" if wide else ""}"><figcaption><h3>{esc(title)}</h3><p>{lead}</p></figcaption>'
         f"{content}</figure>"
     )

@@ -26,6 +26,8 @@ MAX_CELLS = 400_000
 MAX_OBJECTS = 300
 """Objects of one sample that go into the page."""
 
+_BATCH_ROWS = 16
+
 _FIRST_COLUMNS = ("grid_rows", "grid_cols", "fg_count", "ignore_count")
 
 
@@ -111,12 +113,9 @@ class Place:
         with _opened(self.file) as file:
             if "image" not in file.schema_arrow.names:
                 return None
-            seen = 0
-            for batch in file.iter_batches(batch_size=16, row_groups=[self.group], columns=["image.bytes"]):
-                if self.row < seen + len(batch):
-                    content = batch.column(0).field("bytes")[self.row - seen].as_py()
-                    return content if isinstance(content, bytes) else None
-                seen += len(batch)
+            for _, one in _picked(self.file, file, self.group, [self.row], ["image"]):
+                content = one["image"].as_py()
+                return content["bytes"] if content else None
         return None
 
 
@@ -263,13 +262,26 @@ def _read_rows(
         return
     with _opened(path) as file:
         names = [name for name in file.schema_arrow.names if name not in ("image", "mask")]
-        table = _group(path, file, group, names)
-    for row in rows:
-        one = {name: table.column(name)[row] for name in names}
-        yield (
-            _sample(one, split, grid),
-            Place(path, group, row, split, one["file_name"].as_py() or "", _size(one)),
-        )
+        for row, one in _picked(path, file, group, rows, names):
+            place = Place(path, group, row, split, one["file_name"].as_py() or "", _size(one))
+            yield _sample(one, split, grid), place
+
+
+def _picked(
+    path: Path, file: pq.ParquetFile, group: int, rows: Sequence[int], columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
+    """Some rows of a row group, ascending, read a few at a time: a whole group may be a hundred MiB of scores."""
+    left, start = list(rows), 0
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(columns)):
+            while left and left[0] < start + len(batch):
+                row = left.pop(0)
+                yield row, {name: batch.column(name)[row - start] for name in columns}
+            start += len(batch)
+            if not left:
+                return
+    except (OSError, pa.ArrowException) as fault:
+        raise _damaged(path, fault) from None
 
 
 def _sample(row: dict[str, pa.Scalar], split: str, grid: PatchGrid) -> Sample:

@@ -73,7 +73,7 @@ def categories(figures: Figures) -> str:
         "that a category's boxes cover, a patch under two objects for both."
     )
     longest = max((row.fg_share for row in rows), default=0.0) or 1.0
-    return card("By category", lead, _object_table("By category", "category", rows, longest, sorts=True), width="wide")
+    return card("By category", lead, _object_table("By category", "category", rows, longest, sorts=True), wide=True)
 
 
 def splits(figures: Figures) -> str:
@@ -93,7 +93,7 @@ def splits(figures: Figures) -> str:
         for row in figures.splits
     ]
     lead = "The share of foreground leaves out ignored patches."
-    return card("By split", lead, table("By split", columns, rows), width="wide")
+    return card("By split", lead, table("By split", columns, rows), wide=True)
 
 
 def findings(manifest: Mapping[str, Any]) -> str:
@@ -119,16 +119,18 @@ def findings(manifest: Mapping[str, Any]) -> str:
     titles = [Column("code", numeric=False), Column("severity", numeric=False), Column("where and what", numeric=False)]
     shown = details(f"Examples ({count(len(examples))})", table("Examples of findings", titles, examples))
     lead = f"Findings in the annotations: {count(sum(counts.values()))}; kinds: {count(len(counts))}."
-    return card("Findings", lead, table("Findings", columns, rows) + (shown if examples else ""), width="wide")
+    return card("Findings", lead, table("Findings", columns, rows) + (shown if examples else ""), wide=True)
 
 
 def parameters(manifest: Mapping[str, Any]) -> str:
     """What decides the labels: every parameter, and the source files."""
-    known = dict(_flat(manifest["parameters"]))
-    rows = [[f"<code>{esc(key)}</code>", esc(value)] for key, value in known.items()]
+    known = "".join(
+        f"<div><dt><code>{esc(key)}</code></dt><dd>{esc(value)}</dd></div>"
+        for key, value in _flat(manifest["parameters"])
+    )
     tool = manifest.get("tool") or {}
     made = f"Made by {esc(tool.get('name', ''))} {esc(tool.get('version', ''))}."
-    kept = table("Parameters", [Column("parameter", numeric=False), Column("value", numeric=False)], rows)
+    kept = f'<dl class="parameters">{known}</dl>'
     columns = [
         Column("split", numeric=False),
         Column("file", numeric=False),
@@ -139,11 +141,11 @@ def parameters(manifest: Mapping[str, Any]) -> str:
         [name(split), name(str(file["file"])), count(file["size"]), f"<code>{esc(file['sha256'])}</code>"]
         for split, file in manifest["sources"].items()
     ]
-    return card("Parameters", made, kept) + card(
+    return card("Parameters", made, kept, wide=True) + card(
         "Source files",
         "By these hashes a build can be repeated.",
         table("Source files", columns, sources),
-        width="double",
+        wide=True,
     )
 
 
@@ -168,7 +170,7 @@ def compared(comparison: Comparison | None) -> str:
         ]
         for build in comparison.builds
     ]
-    side = card("Builds side by side", "Each on its own images.", table("Builds", columns, rows), width="wide")
+    side = card("Builds side by side", "Each on its own images.", table("Builds", columns, rows), wide=True)
     agreement = comparison.agreement
     if agreement is None:
         return side + _nothing("Agreement", comparison.reason or "These builds cannot be compared patch by patch.")
@@ -178,7 +180,7 @@ def compared(comparison: Comparison | None) -> str:
     )
     matrices = _matrix("Share of equal labels", agreement, agreement.agreement, as_percent=True)
     matrices += _matrix("Cohen's kappa", agreement, agreement.kappa, as_percent=False)
-    return side + card("Agreement", lead, f'<div class="pair">{matrices}</div>', width="wide")
+    return side + card("Agreement", lead, f'<div class="pair">{matrices}</div>', wide=True)
 
 
 def _image_card(figures: Figures) -> str:
@@ -316,7 +318,7 @@ def _patches_card(spread: Distribution) -> str:
         f"Foreground patches that a box covers by at least half: median {decimal(_at(spread, 0.5))}, "
         f"mean {decimal(spread.mean)}, at most {decimal(_at(spread, 1.0))}. An object at 0 is lost."
     )
-    labels = [decimal(edge) for edge in spread.edges]
+    labels = [f"{edge:g}" for edge in spread.edges]
     plot = histogram(
         labels,
         spread.counts,
@@ -380,7 +382,7 @@ def _lost_card(figures: Figures) -> str:
     caption = "Lost objects by category"
     examples = figures.lost_examples
     shown = details(f"Examples ({count(len(examples))})", _lost_examples(examples)) if examples else ""
-    return card(title, lead, table(caption, columns, body, sorts=True) + shown, width="wide")
+    return card(title, lead, table(caption, columns, body, sorts=True) + shown, wide=True)
 
 
 def _lost_examples(examples: Sequence[LostObject]) -> str:
