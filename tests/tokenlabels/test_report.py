@@ -482,6 +482,15 @@ class TestBuilds:
         assert np.sum(held["patches"]) == 3 * 384 * 384
         assert len(page.encode()) < 2_000_000
 
+    def test_positions_that_are_always_ignored_are_not_the_least(
+        self, sample_build: Build, sample_figures: Figures, tmp_path: Path
+    ) -> None:
+        position = msgspec.structs.replace(
+            sample_figures.position, rows=1, cols=3, fg_probability=[[0.0, 0.25, 0.75]], patches=[[0, 4, 4]]
+        )
+        page = page_of(sample_build, msgspec.structs.replace(sample_figures, position=position), tmp_path)
+        assert "row 1, column 3 (75.00%), least in row 1, column 2 (25.00%)" in Elements(page).text
+
     @pytest.mark.parametrize("empty", ["no annotations", "no categories with objects", "one image"])
     def test_builds_with_nothing_in_them(
         self, empty: str, document: Document, tmp_path: Path, write_json: WriteJson, figures_of: FiguresOf

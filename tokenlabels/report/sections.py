@@ -251,7 +251,11 @@ def _position_card(position: Position, grid: str) -> str:
     values = np.asarray(position.fg_probability, np.float64)
     if not values.size or not np.any(position.patches):
         return _nothing(title, "There is no patch that counts.")
-    most, least = (np.unravel_index(int(find(values)), values.shape) for find in (np.argmax, np.argmin))
+    counts = np.asarray(position.patches) > 0
+    most, least = (
+        np.unravel_index(int(place), values.shape)
+        for place in (np.argmax(np.where(counts, values, -1)), np.argmin(np.where(counts, values, 2)))
+    )
     low, high = values[least], values[most]
     lead = (
         f"Most often foreground in row {most[0] + 1}, column {most[1] + 1} ({percent(high)}), least in row "
