@@ -50,6 +50,9 @@ def test_wheel_holds_the_three_packages_the_cards_and_the_type_markers(wheel: Pa
     for wanted in (
         "tokenlabels/py.typed",
         "tokenlabels/sources/coco.py",
+        "tokenlabels/report/page.html",
+        "tokenlabels/report/style.css",
+        "tokenlabels/report/report.js",
         "tokenlabels/data_cards/coco.md",
         "tokenlabels/data_cards/sample.md",
         "tokenlabels/data_cards/voc.md",
