@@ -26,6 +26,13 @@ def stats(
     out: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of builds; several are compared.")],
     grid: Annotated[str | None, typer.Option(help="Grid name [default: the first].")] = None,
     split: Annotated[str | None, typer.Option(help="Split to count [default: all].")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write a report: one file, with samples and a tau slider.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, for the samples of a report that are not embedded.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, max=200, help="Images that the report shows.")] = 24,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
     ] = False,
@@ -35,9 +42,26 @@ def stats(
         import msgspec
 
         from tokenlabels.agreement import compare
+        from tokenlabels.errors import ParameterError
         from tokenlabels.reader import open_build
 
-        found = compare([open_build(path) for path in out], grid=grid, split=split, progress=progress)
+        if images is not None and html is None:
+            raise ParameterError("--images goes with --html: the tables need no pictures.")
+        builds = [open_build(path) for path in out]
+        found = compare(builds, grid=grid, split=split, progress=progress)
+        if html is not None:
+            from tokenlabels.report import write_report
+
+            write_report(
+                html,
+                builds[0],
+                found.builds[0],
+                images=images,
+                samples=samples,
+                split=split,
+                comparison=found if len(builds) > 1 else None,
+                progress=progress,
+            )
         progress.stop()
         if as_json:
             print_json(msgspec.to_builtins(found.builds[0] if len(out) == 1 else found))
@@ -45,6 +69,8 @@ def stats(
             print_figures(found.builds[0])
         else:
             print_comparison(found)
+        if html is not None and not as_json:
+            print_line(f"report: {html}")
 
 
 def print_figures(figures: Figures) -> None:
