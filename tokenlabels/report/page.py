@@ -97,7 +97,10 @@ def _data(
     build: Build, figures: Figures, comparison: Comparison | None, samples: Sequence[Sample]
 ) -> dict[str, object]:
     """What the script reads, by the id of its element."""
-    used = sorted({item.category for sample in samples for item in sample.objects})
+    used = sorted(
+        {item.category for sample in samples for item in sample.objects}
+        | {category for sample in samples for category in sample.covering if category < len(build.categories)}
+    )
     return {
         "figures": figures,
         "comparison": comparison,

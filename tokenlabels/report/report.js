@@ -353,10 +353,16 @@
     sample.card = element("li", {}, figure);
   }
 
+  /** Categories of a sample: of its objects, and those that cover most of some patch. */
+  function categoriesOf(sample) {
+    return new Set([...sample.objects.map((object) => object.category), ...sample.covering]);
+  }
+
   /** Categories of a sample with how often each occurs, most frequent first. */
   function contents(sample) {
     const counts = new Map();
     for (const { category } of sample.objects) counts.set(category, (counts.get(category) ?? 0) + 1);
+    if (!sample.objects.length) for (const category of sample.covering) counts.set(category, 1);
     const ordered = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
     const parts = ordered.slice(0, 4).flatMap(([category, count], index) => [
       index ? ", " : "",
@@ -437,7 +443,7 @@
   function fillChoices() {
     const held = new Map();
     for (const sample of samples) {
-      for (const category of new Set(sample.objects.map((object) => object.category))) {
+      for (const category of categoriesOf(sample)) {
         held.set(category, (held.get(category) ?? 0) + 1);
       }
     }
@@ -455,7 +461,7 @@
   function choose() {
     const category = byId("category").value, split = byId("split").value;
     const fits = (sample) =>
-      (!category || sample.objects.some((object) => String(object.category) === category)) &&
+      (!category || categoriesOf(sample).has(Number(category))) &&
       (!split || sample.split === split);
     const ordered = [...samples].sort(orders[byId("sort").value]);
     state.shown = ordered.filter(fits);

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tokenlabels.annotations import NO_CATEGORY
 from tokenlabels.errors import NotABuildError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.progress import Progress
@@ -68,6 +69,7 @@ class Sample(msgspec.Struct):
         ignored: label-255 patches at the build's threshold.
         objects: at most `MAX_OBJECTS`.
         objects_left_out: how many more there are.
+        covering: categories that cover most of some patch, ascending; empty where the build does not say.
         scores: float32, little-endian, row-major, base64; None where the build or the page has no room for them.
         ignorable: uint8 per patch, base64: 1 where a patch that does not pass is 255; None where there are none.
         labels: uint8 per patch, base64; only where `scores` is None.
@@ -89,6 +91,7 @@ class Sample(msgspec.Struct):
     ignored: int
     objects: list[SampleObject]
     objects_left_out: int = 0
+    covering: list[int] = []
     scores: str | None = None
     ignorable: str | None = None
     labels: str | None = None
@@ -303,6 +306,7 @@ def _sample(row: dict[str, pa.Scalar], split: str, grid: PatchGrid) -> Sample:
         ignored=row["ignore_count"].as_py(),
         objects=objects[:MAX_OBJECTS],
         objects_left_out=max(0, len(objects) - MAX_OBJECTS),
+        covering=_covering(row),
         scores=_encoded(row, "scores", np.dtype("<f4")),
         ignorable=ignorable,
         labels=_encoded(row, "labels", np.uint8),
@@ -318,6 +322,14 @@ def _objects(row: dict[str, pa.Scalar]) -> Iterator[SampleObject]:
     wanted = ("id", "category", "bbox", "area", "iscrowd", "patches")
     for index, category, bbox, area, crowd, patches in zip(*(values.get(name, ()) for name in wanted), strict=True):
         yield SampleObject(str(index), category, list(bbox), area, crowd, patches)
+
+
+def _covering(row: dict[str, pa.Scalar]) -> list[int]:
+    """Categories in the column `categories` of one row."""
+    if "categories" not in row or row["categories"].values is None:
+        return []
+    found = np.unique(row["categories"].values.to_numpy(zero_copy_only=False))
+    return [int(category) for category in found if category != NO_CATEGORY]
 
 
 def _encoded(row: dict[str, pa.Scalar], column: str, kind: np.dtype[Any] | type[np.generic]) -> str | None:

@@ -67,6 +67,8 @@ def categories(figures: Figures) -> str:
     rows = sorted(figures.by_category, key=lambda row: -row.fg_share)
     if not rows:
         return _nothing("Categories", "This build has no categories.")
+    if not figures.annotations:
+        return _majority_card(rows)
     seen = sum(row.objects > 0 for row in rows)
     lead = (
         f"{count(seen)} of {count(len(rows))} categories have objects. The share of foreground counts the patches "
@@ -74,6 +76,23 @@ def categories(figures: Figures) -> str:
     )
     longest = max((row.fg_share for row in rows), default=0.0) or 1.0
     return card("By category", lead, _object_table("By category", "category", rows, longest, sorts=True), wide=True)
+
+
+def _majority_card(rows: Sequence[ObjectFigures]) -> str:
+    """Categories of a build without objects, by the category that covers most of each patch."""
+    lead = "Foreground patches that a category covers most of, as a share of all patches that are not ignored."
+    longest = max(row.fg_share for row in rows) or 1.0
+    columns = [Column("category", numeric=False), Column("foreground"), Column("patches"), Column("images")]
+    body: list[Row] = [
+        [
+            Cell(name(row.name), row.name),
+            Cell(percent(row.fg_share), row.fg_share, row.fg_share / longest),
+            Cell(count(row.patches), row.patches),
+            Cell(count(row.images), row.images),
+        ]
+        for row in rows[:_MAX_ROWS]
+    ]
+    return card("By category", lead, table("By category", columns, body, sorts=True), wide=True)
 
 
 def splits(figures: Figures) -> str:
