@@ -575,3 +575,20 @@ def samples_of(path: Path) -> list[dict[str, Any]]:
     assert found
     samples: list[dict[str, Any]] = json.loads(found[1])["samples"]
     return samples
+
+
+def test_a_semantic_build_is_filtered_by_the_categories_that_cover_patches(
+    sample_root: Path, tmp_path: Path, open_page: Open
+) -> None:
+    root = sample_root / "VOCdevkit" / "VOC2012"
+    build = tokenlabels.build("semantic", root=root, split="train", out=tmp_path / "labels")
+    html = write_report(tmp_path / "report.html", build, tokenlabels.statistics(build), images=root / "JPEGImages")
+    page = open_page(html)
+    rows = build.table().to_pylist()
+    index = next(number for number, category in enumerate(build.categories) if category.name == "triangle")
+    holding = {row["image_id"] for row in rows if index in row["categories"]}
+    assert holding
+    assert len(holding) < len(rows)
+    page.select_option("#category", str(index))
+    settle(page)
+    assert {card["id"] for card in page.evaluate(PAINTED)} == holding
