@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from tokenlabels.reader import Build
     from tokenlabels.reader import open_build as open  # noqa: A004
     from tokenlabels.relabeler import relabel
+    from tokenlabels.report import write_report
     from tokenlabels.sample import write_sample
     from tokenlabels.sources.coco import CocoSource
+    from tokenlabels.sources.panoptic import PanopticSource
+    from tokenlabels.sources.semantic import SemanticSource
+    from tokenlabels.sources.voc import VocSource
     from tokenlabels.stats import statistics
     from tokenlabels.verifier import verify
 
@@ -32,8 +36,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Build",
     "CocoSource",
+    "PanopticSource",
     "PatchGrid",
+    "SemanticSource",
     "TokenLabelsError",
+    "VocSource",
     "__version__",
     "build",
     "compare",
@@ -42,14 +49,18 @@ __all__ = [
     "show",
     "statistics",
     "verify",
+    "write_report",
     "write_sample",
 ]
 
 _HOMES = {
     "Build": ("reader", "Build"),
     "CocoSource": ("sources.coco", "CocoSource"),
+    "PanopticSource": ("sources.panoptic", "PanopticSource"),
     "PatchGrid": ("grid", "PatchGrid"),
+    "SemanticSource": ("sources.semantic", "SemanticSource"),
     "TokenLabelsError": ("errors", "TokenLabelsError"),
+    "VocSource": ("sources.voc", "VocSource"),
     "build": ("builder", "build"),
     "compare": ("agreement", "compare"),
     "open": ("reader", "open_build"),
@@ -57,6 +68,7 @@ _HOMES = {
     "show": ("overlay", "show"),
     "statistics": ("stats", "statistics"),
     "verify": ("verifier", "verify"),
+    "write_report": ("report", "write_report"),
     "write_sample": ("sample", "write_sample"),
 }
 
