@@ -49,7 +49,7 @@ from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.sources.semantic_options import SemanticOptions
-from tokenlabels.tasks import ShardTask
+from tokenlabels.tasks import ShardTask, refusal
 from tokenlabels.totals import totals
 
 _BYTES_PER_WORKER = 24 << 20
@@ -280,8 +280,13 @@ def new_log(options: BuildOptions, source: Source) -> FindingLog:
         if options.embed_images
         else ()
     )
-    scored = options.rule.kind.reads_masks or source.format == "semantic"
-    return FindingLog(masks_scored=scored, promoted=promoted, source_format=source.format)
+    reads_masks = options.rule.kind.reads_masks
+    return FindingLog(
+        masks_scored=reads_masks or source.format == "semantic",
+        boxes_scored=not reads_masks,
+        promoted=promoted,
+        source_format=source.format,
+    )
 
 
 def work_of(source: Source, options: BuildOptions) -> int:
@@ -366,7 +371,12 @@ def _has_no_boxes(split: Split) -> bool:
 
 
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
-    """Bytes that the shards of a plan will take, from building a few hundred of its images in memory."""
+    """Bytes that the shards of a plan will take, from building a few hundred of its images in memory.
+
+    Raises:
+        FindingsError: one of their masks cannot be scored.
+    """
+    from tokenlabels.map_scoring import MapError
     from tokenlabels.scoring import label_records
 
     total = 0.0
@@ -376,7 +386,10 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
         records = split.records.keep_images(chosen)
         records = records.block(0, len(records))
         axes = [grid.axes(records.widths, records.heights) for grid in options.grids]
-        labelled, _ = label_records(records, axes, options.rule)
+        try:
+            labelled, _ = label_records(records, axes, options.rule)
+        except MapError as fault:
+            raise refusal(plan.dataset.format, records, fault) from None
         for grid, labels in zip(options.grids, labelled, strict=True):
             columns = msgspec.structs.replace(columns_of(split, options), images=False, masks=False)
             schema = schema_of(_header(plan.dataset, split, grid, options), columns)
