@@ -374,7 +374,7 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
     """Bytes that the shards of a plan will take, from building a few hundred of its images in memory.
 
     Raises:
-        FindingsError: one of their masks cannot be scored.
+        FindingsError: a mask that is decoded here for the first time has a fault.
     """
     from tokenlabels.map_scoring import MapError
     from tokenlabels.scoring import label_records
