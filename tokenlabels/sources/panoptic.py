@@ -177,7 +177,8 @@ class PanopticSource:
             file = SourceFile(path.name, len(data), hashlib.sha256(data).hexdigest())
             records = _to_records(document, path, masks, reading, log)
             split = on_common_table(Split(name, records, images, file, masks), categories, table, path)
-            splits.append(_with_segments(split, reading, log))
+            split = _with_segments(split, reading, log)
+            splits.append(replace(split, complete=len(split.records) == len(document.images)))
         foreground = np.array([things[category_id] or self.stuff == "foreground" for category_id in table], np.bool_)
         splits = [_with_count(split, len(table)) for split in splits]
         return Dataset(self.format, tuple(splits), tuple(table.values()), foreground)
