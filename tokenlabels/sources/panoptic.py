@@ -226,7 +226,7 @@ def _decoded(data: memoryview, path: Path) -> _Document:
         except (msgspec.DecodeError, UnicodeDecodeError) as fault:
             return msgspec.json.decode(reread(data, path, fault), type=_Document)
     except msgspec.ValidationError as fault:
-        if "segments_info" in str(fault):
+        if "field `segments_info`" in str(fault):
             hint = "for an instances file, use `build coco`"
         else:
             hint = "a panoptic file has images, categories, and annotations with segments_info"
