@@ -335,6 +335,8 @@ def make_plan(
     if options.embed_masks and source.format == "coco":
         raise ParameterError("--embed-masks stores mask files, and COCO instances files have none.")
     dataset = source.read(reading, log)
+    if not options.rule.kind.reads_masks and any(_has_no_boxes(split) for split in dataset.splits):
+        raise ParameterError(f"masks of values have no boxes for --rule {options.rule.rule}: use pixel-ratio.")
     splits, image_bytes = [], []
     for split in dataset.splits:
         checked, sizes = _check_images(split, options, log, progress)
@@ -348,8 +350,6 @@ def make_plan(
         for split in splits:
             report_empty_masks(split, log, progress)
     for split in splits:
-        if not options.rule.kind.reads_masks and _has_no_boxes(split):
-            raise ParameterError(f"masks of values have no boxes for --rule {options.rule.rule}: use pixel-ratio.")
         if not len(split.records):
             raise TokenLabelsError(f"{split.file.file}: holds no images that can be built, nothing to do.")
         for grid in options.grids:
