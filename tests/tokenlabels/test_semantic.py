@@ -178,7 +178,7 @@ def drawn_masks(draw: st.DrawFn) -> Values:
     return picked[np.arange(height)[:, None] * 4 // height, np.arange(width)[None, :] * 4 // width]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(drawn_masks(), min_size=1, max_size=3), st.sampled_from(GRIDS), st.sampled_from(["ignore", "foreground"])
 )

@@ -203,14 +203,15 @@ def _files(folder: Path, *, besides: Path | None) -> Iterator[str]:
     """
     other = None if besides is None else besides.resolve()
     for path, folders, names in os.walk(folder):
-        inner = Path(path).relative_to(folder)
+        below = Path(path).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and (Path(path) / name).resolve() != other
         )
         for name in sorted(names):
             if name.startswith("."):
                 continue
-            found = (inner / name).as_posix()
+            found = prefix + name
             try:
                 found.encode()
             except UnicodeEncodeError:
