@@ -416,6 +416,7 @@ def test_relabel_is_the_build_at_that_tau(root: Path, tmp_path: Path) -> None:
     assert shards(again.path) == shards(wanted.path)
 
 
+@pytest.mark.slow
 def test_same_bytes_however_it_is_run(root: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"shard_rows": 1, "embed_masks": True}
     first, second = (make(tmp_path / str(n), root, workers=n, **options) for n in (1, 2))

@@ -218,6 +218,7 @@ def voc_masks() -> dict[str, Path]:
     return {"root": root, "masks": root / "SegmentationClass", "images": root / "JPEGImages"}
 
 
+@pytest.mark.slow
 def test_every_mask_of_voc_against_the_oracle(voc_masks: dict[str, Path], tmp_path: Path) -> None:
     places = {name: voc_masks[name] for name in ("masks", "images")}
     built = make(tmp_path / "out", places, categories="voc", void="ignore", patch=16, image_size=[384, "224x320"])
@@ -428,6 +429,7 @@ def test_relabel_is_the_build_at_that_tau(three: dict[str, Path], tmp_path: Path
     assert shards(again.path) == shards(wanted.path)
 
 
+@pytest.mark.slow
 def test_same_bytes_however_it_is_run(three: dict[str, Path], tmp_path: Path) -> None:
     options: dict[str, Any] = {"shard_rows": 2, "embed_masks": True, "embed_images": True}
     first = make(tmp_path / "first", three, workers=1, **options)
