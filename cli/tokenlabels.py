@@ -323,8 +323,13 @@ def check(
         class_list, _ = split_categories(source.value, categories)
         with _located(source, places, class_list, meaning, Path(), keep=False) as found:
             chosen = rule.value if rule else found.default_rule
-            scored = chosen == "pixel-ratio" or found.format == "semantic"
-            log = FindingLog(masks_scored=scored, examples=None, source_format=found.format)
+            reads_masks = chosen == "pixel-ratio"
+            log = FindingLog(
+                masks_scored=reads_masks or found.format == "semantic",
+                boxes_scored=not reads_masks,
+                examples=None,
+                source_format=found.format,
+            )
             with make_executor(workers, found.input_bytes(masks=True)) as executor:
                 dataset = check_source(found, log, limit=limit, run=executor.run, progress=progress)
         progress.stop()

@@ -49,7 +49,7 @@ from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.sources.semantic_options import SemanticOptions
-from tokenlabels.tasks import ShardTask
+from tokenlabels.tasks import ShardTask, refusal
 from tokenlabels.totals import totals
 
 _BYTES_PER_WORKER = 24 << 20
@@ -280,8 +280,13 @@ def new_log(options: BuildOptions, source: Source) -> FindingLog:
         if options.embed_images
         else ()
     )
-    scored = options.rule.kind.reads_masks or source.format == "semantic"
-    return FindingLog(masks_scored=scored, promoted=promoted, source_format=source.format)
+    reads_masks = options.rule.kind.reads_masks
+    return FindingLog(
+        masks_scored=reads_masks or source.format == "semantic",
+        boxes_scored=not reads_masks,
+        promoted=promoted,
+        source_format=source.format,
+    )
 
 
 def work_of(source: Source, options: BuildOptions) -> int:
@@ -330,6 +335,8 @@ def make_plan(
     if options.embed_masks and source.format == "coco":
         raise ParameterError("--embed-masks stores mask files, and COCO instances files have none.")
     dataset = source.read(reading, log)
+    if not options.rule.kind.reads_masks and any(_has_no_boxes(split) for split in dataset.splits):
+        raise ParameterError(f"masks of values have no boxes for --rule {options.rule.rule}: use pixel-ratio.")
     splits, image_bytes = [], []
     for split in dataset.splits:
         checked, sizes = _check_images(split, options, log, progress)
@@ -343,8 +350,6 @@ def make_plan(
         for split in splits:
             report_empty_masks(split, log, progress)
     for split in splits:
-        if not options.rule.kind.reads_masks and _has_no_boxes(split):
-            raise ParameterError(f"masks of values have no boxes for --rule {options.rule.rule}: use pixel-ratio.")
         if not len(split.records):
             raise TokenLabelsError(f"{split.file.file}: holds no images that can be built, nothing to do.")
         for grid in options.grids:
@@ -368,7 +373,12 @@ def _has_no_boxes(split: Split) -> bool:
 
 
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
-    """Bytes that the shards of a plan will take, from building a few hundred of its images in memory."""
+    """Bytes that the shards of a plan will take, from building a few hundred of its images in memory.
+
+    Raises:
+        FindingsError: a mask that is decoded here for the first time has a fault.
+    """
+    from tokenlabels.map_scoring import MapError
     from tokenlabels.scoring import label_records
 
     total = 0.0
@@ -378,7 +388,10 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
         records = split.records.keep_images(chosen)
         records = records.block(0, len(records))
         axes = [grid.axes(records.widths, records.heights) for grid in options.grids]
-        labelled, _ = label_records(records, axes, options.rule)
+        try:
+            labelled, _ = label_records(records, axes, options.rule)
+        except MapError as fault:
+            raise refusal(plan.dataset.format, records, fault) from None
         for grid, labels in zip(options.grids, labelled, strict=True):
             columns = msgspec.structs.replace(columns_of(split, options), images=False, masks=False)
             schema = schema_of(_header(plan.dataset, split, grid, options), columns)

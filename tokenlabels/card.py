@@ -46,10 +46,12 @@ def _known(manifest: dict[str, Any]) -> KnownDataset | None:
     ]
     for dataset in known_datasets():
         offset = dataset.masks.offset if dataset.masks else 0
-        for shift in {0, offset}:  # semantic builds number categories by mask value
-            official = [(category["id"] - shift, category["name"]) for category in dataset.categories]
-            if official == table and all(split in dataset.splits for split in manifest["splits"]):
-                return dataset
+        names = [category["name"] for category in dataset.categories]
+        ids = [category["id"] for category in dataset.categories]
+        numberings = [ids, [each - offset for each in ids], range(len(ids))]  # semantic builds number by mask value
+        known = any(table == list(zip(numbering, names, strict=True)) for numbering in numberings)
+        if known and all(split in dataset.splits for split in manifest["splits"]):
+            return dataset
     return None
 
 

@@ -141,7 +141,8 @@ class FindingLog:
     """Collects findings: exact counts by code, and the first examples of each.
 
     Args:
-        masks_scored: the rule reads masks, so faults in them are errors.
+        masks_scored: masks are read for labels or categories, so faults in them are errors.
+        boxes_scored: the rule reads boxes, so faults in them are errors; None: where no masks are.
         promoted: codes that are errors in this run whatever the rule, such as a missing file that is to be embedded.
         examples: how many findings of a code are kept in full; None keeps all.
         source_format: decides the prefix of the codes.
@@ -151,11 +152,13 @@ class FindingLog:
         self,
         *,
         masks_scored: bool,
+        boxes_scored: bool | None = None,
         promoted: Iterable[Kind] = (),
         examples: int | None = EXAMPLES_PER_CODE,
         source_format: str = "coco",
     ) -> None:
         self.masks_scored = masks_scored
+        self._boxes_scored = not masks_scored if boxes_scored is None else boxes_scored
         self.source_format = source_format
         self._promoted = {kind.number for kind in promoted}
         self._limit = sys.maxsize if examples is None else examples
@@ -166,7 +169,8 @@ class FindingLog:
         """Severity of a kind of fault in this run."""
         if kind.number in self._promoted:
             return "error"
-        return kind.mask if self.masks_scored else kind.box
+        scored = (self.masks_scored and kind.mask == "error") or (self._boxes_scored and kind.box == "error")
+        return "error" if scored else "warning"
 
     def add(
         self, kind: Kind, file: str, message: str, *, image_id: str | None = None, annotation_id: int | None = None

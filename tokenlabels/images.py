@@ -112,6 +112,9 @@ def check_files(
         if fault is None or (fault[0] is check.FILE_MISSING and not missing):
             continue
         image_id, name = records.image_ids[index], records.file_names[index]
+        if not name or fault[0] is check.IMAGE_PATH:  # the source has reported it
+            usable[index] = log.severity(fault[0]) != "error"
+            continue
         message = f"image {image_id} ({name[:200]}) {fault[1]}."
         if log.add(fault[0], split.file.file, message, image_id=image_id) == "error":
             usable[index] = False

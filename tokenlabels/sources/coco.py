@@ -67,7 +67,7 @@ class CocoSource:
             if len(splits) > 1:
                 raise ParameterError("--annotations is one split: give --split once at most, to name it.")
             stem = annotations.stem.removeprefix(_PREFIX)
-            _check_folder(images)
+            check_folder(images)
             name = split_name(splits[0] if splits else stem)
             default = (
                 annotations.parent.parent / stem if annotations.parent.name == "annotations" else annotations.parent
@@ -89,7 +89,7 @@ class CocoSource:
                 )
         if images is not None and len(splits or available) > 1:
             raise ParameterError("--images is the folder of one split: name that --split, or leave --images out.")
-        _check_folder(images)
+        check_folder(images)
         chosen: dict[str, tuple[str, Path, Path]] = {}
         for text in dict.fromkeys(splits or available):
             name = split_name(text)
@@ -124,7 +124,8 @@ class CocoSource:
         return Dataset(self.format, tuple(splits), tuple(table.values()))
 
 
-def _check_folder(images: Path | None) -> None:
+def check_folder(images: Path | None) -> None:
+    """Raise `TokenLabelsError` where an image folder is named that is not there."""
     if images is not None and not images.is_dir():
         raise TokenLabelsError(f"{images}: no such folder: name the image folder with --images, or leave it out.")
 
@@ -172,7 +173,7 @@ def read_bytes(path: Path) -> memoryview:
             while filled < size and (count := file.readinto(data[filled:])):
                 filled += count
     except FileNotFoundError:
-        raise AnnotationFileError(path, "no such file: name a COCO instances file, or try --sample.") from None
+        raise AnnotationFileError(path, "no such file: name a file of COCO annotations, or try --sample.") from None
     except UnicodeEncodeError:
         raise AnnotationFileError(path, "has a name that is no UTF-8 text: rename it.") from None
     except (OSError, ValueError) as fault:

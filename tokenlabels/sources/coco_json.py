@@ -56,7 +56,9 @@ class MaskEntry(BoxEntry, gc=False):
     segmentation: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _CategoryEntry(msgspec.Struct):
+class CategoryEntry(msgspec.Struct):
+    """One entry of `categories`."""
+
     id: Int64
     name: str
     supercategory: str | None = None
@@ -74,7 +76,7 @@ E = TypeVar("E", bound=BoxEntry)
 class _StrictFile(msgspec.Struct, Generic[E]):
     images: list[ImageEntry]
     annotations: list[E]
-    categories: list[_CategoryEntry]
+    categories: list[CategoryEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def read_document(data: Any, path: Path, log: FindingLog, *, masks: bool) -> Doc
         try:
             return _decode_whole(data, path, log, entry_type)
         except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-            return _decode_entries(_reread(data, path, fault), path, log, entry_type)
+            return _decode_entries(reread(data, path, fault), path, log, entry_type)
     except RecursionError:
         raise AnnotationFileError(path, "is nested too deeply to be a COCO file.") from None
 
@@ -120,11 +122,15 @@ def _decode_whole(data: Any, path: Path, log: FindingLog, entry_type: type[BoxEn
         strict = msgspec.json.decode(data, type=_StrictFile[entry_type])  # type: ignore[valid-type]
     except msgspec.ValidationError:
         return _decode_entries(data, path, log, entry_type)
-    return Document(strict.images, strict.annotations, _category_table(strict.categories, path, log))
+    return Document(strict.images, strict.annotations, category_table(strict.categories, path, log))
 
 
-def _reread(data: Any, path: Path, fault: Exception) -> bytes:
-    """Strict JSON from a file that has `NaN`, `Infinity` or a byte-order mark; numbers that are none become null."""
+def reread(data: Any, path: Path, fault: Exception) -> bytes:
+    """Strict JSON from a file that has `NaN`, `Infinity` or a byte-order mark; numbers that are none become null.
+
+    Raises:
+        AnnotationFileError: it is no JSON, or cut short.
+    """
     text = bytes(data)
     if not text.strip(b" \t\r\n\0"):
         raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.") from None
@@ -152,7 +158,7 @@ def _decode_entries(data: Any, path: Path, log: FindingLog, entry_type: type[Box
     try:
         loose = msgspec.json.decode(data, type=_LooseFile)
     except msgspec.ValidationError as fault:
-        raise AnnotationFileError(path, _wrong_shape(_reread(data, path, fault))) from None
+        raise AnnotationFileError(path, _wrong_shape(reread(data, path, fault))) from None
     lost: set[EntryId] = set()
     images = _each(loose.images, ImageEntry, lambda raw, place: _mend_image(raw, place, path, log, lost))
     annotations = _each(
@@ -161,12 +167,12 @@ def _decode_entries(data: Any, path: Path, log: FindingLog, entry_type: type[Box
     categories = []
     for index, raw in enumerate(loose.categories):
         try:
-            categories.append(msgspec.json.decode(raw, type=_CategoryEntry))
+            categories.append(msgspec.json.decode(raw, type=CategoryEntry))
         except msgspec.ValidationError as fault:
             raise AnnotationFileError(
                 path, f"categories[{index}] is malformed ({fault}): it needs a whole-number id and a name."
             ) from None
-    return Document(images, annotations, _category_table(categories, path, log), frozenset(lost))
+    return Document(images, annotations, category_table(categories, path, log), frozenset(lost))
 
 
 def _wrong_shape(data: bytes) -> str:
@@ -311,7 +317,12 @@ def _mended_box(value: Any) -> Box | None:
     return left, top, width, height
 
 
-def _category_table(entries: list[_CategoryEntry], path: Path, log: FindingLog) -> tuple[Category, ...]:
+def category_table(entries: Sequence[CategoryEntry], path: Path, log: FindingLog) -> tuple[Category, ...]:
+    """The category table of a file.
+
+    Raises:
+        AnnotationFileError: an id occurs twice.
+    """
     table = tuple(Category(entry.id, entry.name, entry.supercategory or "") for entry in entries)
     seen: dict[int, str] = {}
     names: set[str] = set()

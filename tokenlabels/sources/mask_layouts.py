@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenlabels.errors import AnnotationFileError, ParameterError, TokenLabelsError
@@ -33,7 +33,7 @@ class MaskFolder:
         images: folder of the pictures, None where there are none.
         masks: folder of the masks.
         suffix: end of a mask's file name, the rest of which it shares with its picture.
-        listed: file with the ids, one a line; None: every mask in the folder.
+        listed: file with the ids, one a line; None: every mask in the folder, and every picture should have one.
     """
 
     name: str
@@ -41,6 +41,11 @@ class MaskFolder:
     masks: Path
     suffix: str = ".png"
     listed: Path | None = None
+
+    @property
+    def has_train_ids(self) -> bool:
+        """Whether values are numbers without gaps that training code gave, not those of the data set."""
+        return self.suffix.endswith(_TRAIN_IDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class MaskLayout:
     Attributes:
         folders: one for each split.
         card: name of the data card that says what values mean, None where the layout does not tell.
-        train_ids: values are places in the card's table, counted from 0, not those that the card gives.
+        train_ids: values are places in the card's table, counted from 0, not those that the card gives; none of them
+            is background.
     """
 
     folders: tuple[MaskFolder, ...]
@@ -68,21 +74,26 @@ class MaskPair:
 
 
 def find_layout(root: Path, splits: Sequence[str] = ()) -> MaskLayout | None:
-    """The official layout of a folder, of some splits or all; None where it has none.
+    """The official layout of a folder, of some splits or all (a list `trainval` only where it is alone or named).
+
+    Returns:
+        None where the folder has no such layout.
 
     Raises:
-        TokenLabelsError: it has, but not such a split.
+        TokenLabelsError: it has, but not such a split; or two of its splits would have the same name.
     """
-    if not root.is_dir():
-        raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --masks.")
     layout = _by_lists(root) or _by_folders(root)
-    if layout is None or not splits:
-        return layout
-    known = {folder.name: folder for folder in layout.folders}
-    for split in splits:
+    if layout is None:
+        return None
+    known: dict[str, MaskFolder] = {}
+    for folder in layout.folders:
+        if known.setdefault(folder.name, folder) is not folder:
+            raise TokenLabelsError(f"{root}: two of its splits would be called {folder.name}: rename one.")
+    wanted = [split_name(split) for split in splits] or [name for name in known if name != "trainval"] or list(known)
+    for split in wanted:
         if split not in known:
             raise TokenLabelsError(f"{root}: no masks of the split {split}; the splits there are {', '.join(known)}.")
-    return MaskLayout(tuple(known[split] for split in dict.fromkeys(splits)), layout.card, layout.train_ids)
+    return replace(layout, folders=tuple(known[split] for split in dict.fromkeys(wanted)))
 
 
 def _by_lists(root: Path) -> MaskLayout | None:
@@ -91,10 +102,9 @@ def _by_lists(root: Path) -> MaskLayout | None:
         ("SegmentationClass", "Segmentation", "voc"),
     ):
         if (root / masks).is_dir() and (root / "JPEGImages").is_dir():
-            found = sorted((root / "ImageSets" / lists).glob("*.txt"))
-            separate = [path for path in found if path.stem != "trainval"] or found
             folders = tuple(
-                MaskFolder(split_name(path.stem), root / "JPEGImages", root / masks, listed=path) for path in separate
+                MaskFolder(split_name(path.stem), root / "JPEGImages", root / masks, listed=path)
+                for path in sorted((root / "ImageSets" / lists).glob("*.txt"))
             )
             if folders:
                 return MaskLayout(folders, card)
@@ -110,7 +120,7 @@ def _by_folders(root: Path) -> MaskLayout | None:
         )
         if not names:
             continue
-        suffix = _TRAIN_IDS if any((root / masks / names[0]).glob(f"*{_TRAIN_IDS}")) else ".png"
+        suffix = _TRAIN_IDS if any((root / masks).glob(f"*/*{_TRAIN_IDS}")) else ".png"
         stuff = any(name.endswith(("2017", "2014")) for name in names)
         card = "coco-stuff" if stuff else "ade20k" if set(names) & {"training", "validation"} else None
         folders = tuple(
@@ -136,32 +146,35 @@ def side_by_side(images: Path | None, masks: Path, splits: Sequence[str], suffix
 
 
 def find_pairs(folder: MaskFolder) -> tuple[list[MaskPair], list[str]]:
-    """The masks of a folder, sorted by id, each with its picture; and the pictures that have no mask.
+    """The masks of a folder, sorted by id, each with its picture; and the pictures that should have one and do not.
 
     Raises:
         TokenLabelsError: there are no masks, or none of them has a picture.
     """
-    masks = {name.removesuffix(folder.suffix): name for name in _files(folder.masks) if name.endswith(folder.suffix)}
+    names = _files(folder.masks, besides=folder.images)
+    masks = {name.removesuffix(folder.suffix): name for name in names if name.endswith(folder.suffix)}
     if not masks:
-        raise TokenLabelsError(f"{folder.masks}: holds no *{folder.suffix}: name the folder of the masks.")
+        raise TokenLabelsError(
+            f"{folder.masks}: holds no *{folder.suffix}: name the folder of the masks with --masks, and the end of "
+            "their names with --mask-suffix."
+        )
     together = folder.images is not None and folder.images.resolve() == folder.masks.resolve()
     pictures: dict[str, str] = {}
-    for name in _files(folder.images) if folder.images is not None else ():
+    for name in _files(folder.images, besides=folder.masks) if folder.images is not None else ():
         stem, suffix = os.path.splitext(name)  # noqa: PTH122  of a text with `/`, not of a path
         if suffix.lower() in IMAGE_SUFFIXES and not (together and name.endswith(folder.suffix)):
             pictures.setdefault(stem, name)
-    wanted = sorted(masks) if folder.listed is None else _listed(folder.listed)
-    for image_id in wanted:
-        if image_id not in masks:
-            raise AnnotationFileError(
-                folder.listed or folder.masks, f"lists {image_id}, but there is no mask {image_id}{folder.suffix}."
-            )
+    listed = sorted(masks) if folder.listed is None else _listed(folder.listed)
+    wanted = [image_id for image_id in listed if image_id in masks]
+    if folder.listed is not None and not wanted:
+        raise AnnotationFileError(folder.listed, f"lists no image that has a mask in {folder.masks}.")
     if folder.images is not None and not any(image_id in pictures for image_id in wanted):
         raise TokenLabelsError(
             f"{folder.images}: no picture in it has the name of a mask in {folder.masks} ({masks[wanted[0]]}, say): "
             "name the right --images, or the end of mask names with --mask-suffix."
         )
-    lonely = [] if folder.listed else sorted(name for stem, name in pictures.items() if stem not in masks)
+    alone = sorted(pictures) if folder.listed is None else listed
+    lonely = [pictures.get(image_id, image_id) for image_id in alone if image_id not in masks]
     return [MaskPair(image_id, masks[image_id], pictures.get(image_id, "")) for image_id in wanted], lonely
 
 
@@ -180,10 +193,27 @@ def _listed(path: Path) -> list[str]:
     return sorted(ids)
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Every file below a folder, relative with `/`; links to folders are not followed."""
+def _files(folder: Path, *, besides: Path | None) -> Iterator[str]:
+    """Every file below a folder but hidden ones and those in another folder that lies in it, relative with `/`.
+
+    Links to folders are not followed.
+
+    Raises:
+        TokenLabelsError: a name is no UTF-8 text.
+    """
+    other = None if besides is None else besides.resolve()
     for path, folders, names in os.walk(folder):
-        folders.sort()
-        inner = Path(path).relative_to(folder)
+        below = Path(path).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (Path(path) / name).resolve() != other
+        )
         for name in sorted(names):
-            yield name if path == str(folder) else (inner / name).as_posix()
+            if name.startswith("."):
+                continue
+            found = prefix + name
+            try:
+                found.encode()
+            except UnicodeEncodeError:
+                raise TokenLabelsError(f"{folder}: {found!a} has a name that is no UTF-8 text: rename it.") from None
+            yield found

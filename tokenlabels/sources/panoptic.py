@@ -33,7 +33,8 @@ from tokenlabels.errors import AnnotationFileError, ParameterError, TokenLabelsE
 from tokenlabels.rules import RuleName
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.boxes import AnnotationNotes, checked_boxes
-from tokenlabels.sources.coco import on_common_table, read_bytes
+from tokenlabels.sources.coco import check_folder, on_common_table, read_bytes
+from tokenlabels.sources.coco_json import CategoryEntry, EntryId, ImageEntry, Int64, category_table, reread
 from tokenlabels.sources.maps import checked_maps
 from tokenlabels.sources.names import split_name
 from tokenlabels.sources.paths import is_inside
@@ -44,41 +45,39 @@ _PREFIX = "panoptic_"
 _MAX_SEGMENTS = 65_534
 """Of one image; they are numbered in 16 bits."""
 
+_MAX_ID = 2**24 - 1
+
 _MASK_COST = 30_000
 """Bytes of JSON that decoding a mask takes as long as."""
 
 
-class _Category(msgspec.Struct):
-    id: int
-    name: str
-    supercategory: str = ""
-    isthing: int = 1
-
-
-class _Image(msgspec.Struct):
-    id: int | str
-    width: int
-    height: int
-    file_name: str = ""
+class _Category(CategoryEntry):
+    isthing: bool | Int64 = True
 
 
 class _Segment(msgspec.Struct):
-    id: int
-    category_id: int
-    bbox: list[float] | None = None
+    id: Int64
+    category_id: Int64
+    box: list[float | None] | None = msgspec.field(name="bbox", default=None)
     area: float | None = None
-    iscrowd: int = 0
-    image_id: int | str = ""
+    iscrowd: bool | Int64 = False
+    image_id: EntryId = ""
+
+    @property
+    def bbox(self) -> list[float] | None:
+        """The box, None where it is not four numbers."""
+        numbers = [side for side in self.box or () if side is not None]
+        return numbers if self.box is not None and len(self.box) == len(numbers) == 4 else None
 
 
 class _Annotation(msgspec.Struct):
-    image_id: int | str
-    file_name: str
     segments_info: list[_Segment]
+    image_id: EntryId
+    file_name: str = ""
 
 
 class _Document(msgspec.Struct):
-    images: list[_Image]
+    images: list[ImageEntry]
     annotations: list[_Annotation]
     categories: list[_Category]
 
@@ -123,15 +122,16 @@ class PanopticSource:
             stuff: see the class.
 
         Raises:
-            TokenLabelsError: nothing there.
+            TokenLabelsError: nothing there; or no folder of PNGs.
         """
+        check_folder(images)
         if annotations is not None:
             if len(splits) > 1:
                 raise ParameterError("--annotations is one split: give --split once at most, to name it.")
             stem = annotations.stem.removeprefix(_PREFIX)
-            name = split_name(splits[0] if splits else stem)
-            default = annotations.parent.parent / stem
-            entry = (name, annotations, masks or annotations.with_suffix(""), images or default)
+            entry = _entry(
+                splits[0] if splits else stem, annotations, masks, images or annotations.parent.parent / stem
+            )
             return cls((entry,), stuff)  # type: ignore[arg-type]
         assert root is not None
         found = {
@@ -145,13 +145,11 @@ class PanopticSource:
         chosen = list(dict.fromkeys(splits or found))
         if images is not None and len(chosen) > 1:
             raise ParameterError("--images is the folder of one split: name that --split, or leave --images out.")
-        return cls(
-            tuple(
-                (split_name(split), found[split], found[split].with_suffix(""), images or root / split)
-                for split in chosen
-            ),
-            stuff,  # type: ignore[arg-type]
-        )
+        entries = tuple(_entry(split, found[split], None, images or root / split) for split in chosen)
+        names = [entry[0] for entry in entries]
+        if len(set(names)) < len(names):
+            raise TokenLabelsError(f"{root}: two of its splits would have the same name: choose with --split.")
+        return cls(entries, stuff)  # type: ignore[arg-type]
 
     def input_bytes(self, *, masks: bool) -> int:  # noqa: ARG002  masks are all there is
         """See `Source`."""
@@ -174,15 +172,28 @@ class PanopticSource:
             reading.progress(f"reading {path.name}")
             data = read_bytes(path)
             document = _decoded(data, path)
-            categories = tuple(Category(entry.id, entry.name, entry.supercategory) for entry in document.categories)
+            categories = category_table(document.categories, path, log)
             things |= {entry.id: bool(entry.isthing) for entry in document.categories}
             file = SourceFile(path.name, len(data), hashlib.sha256(data).hexdigest())
             records = _to_records(document, path, masks, reading, log)
             split = on_common_table(Split(name, records, images, file, masks), categories, table, path)
-            splits.append(_with_segments(split, reading, log))
+            split = _with_segments(split, reading, log)
+            splits.append(replace(split, complete=len(split.records) == len(document.images)))
         foreground = np.array([things[category_id] or self.stuff == "foreground" for category_id in table], np.bool_)
         splits = [_with_count(split, len(table)) for split in splits]
         return Dataset(self.format, tuple(splits), tuple(table.values()), foreground)
+
+
+def _entry(name: str, annotations: Path, masks: Path | None, images: Path) -> tuple[str, Path, Path, Path]:
+    """An entry of `PanopticSource.files`.
+
+    Raises:
+        TokenLabelsError: there is a file, but no folder of PNGs.
+    """
+    folder = masks or annotations.with_suffix("")
+    if annotations.is_file() and not folder.is_dir():
+        raise TokenLabelsError(f"{folder}: no such folder: unpack the PNGs there, or name their folder with --masks.")
+    return split_name(name), annotations, folder, images
 
 
 def _with_segments(split: Split, reading: Reading, log: FindingLog) -> Split:
@@ -208,22 +219,33 @@ def _with_count(split: Split, count: int) -> Split:
 
 def _decoded(data: memoryview, path: Path) -> _Document:
     try:
-        return msgspec.json.decode(data, type=_Document)
+        try:
+            return msgspec.json.decode(data, type=_Document)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+            return msgspec.json.decode(reread(data, path, fault), type=_Document)
     except msgspec.ValidationError as fault:
-        if "segments_info" in str(fault):
+        if "field `segments_info`" in str(fault):
             hint = "for an instances file, use `build coco`"
         else:
             hint = "a panoptic file has images, categories, and annotations with segments_info"
         raise AnnotationFileError(path, f"is no COCO panoptic file ({fault}): {hint}.") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as fault:
-        raise AnnotationFileError(path, f"is no JSON, or cut short ({fault}): fetch it again.") from None
+    except RecursionError:
+        raise AnnotationFileError(path, "is nested too deeply to be a COCO file.") from None
 
 
 def _to_records(document: _Document, path: Path, masks: Path, reading: Reading, log: FindingLog) -> Records:
-    """Columns of the images that have an annotation, in file order, and of their segments."""
+    """Columns of the images that have an annotation, in file order, and of their segments.
+
+    An image with a segment that cannot be used is left out: what its pixels are, nobody can say.
+    """
     by_image: dict[str, _Annotation] = {}
     for annotation in document.annotations:
-        by_image.setdefault(str(annotation.image_id), annotation)
+        image_id = str(annotation.image_id)
+        if by_image.setdefault(image_id, annotation) is not annotation:
+            message = f"image {image_id} has a second annotation."
+            log.add(check.IMAGE_DUPLICATE, path.name, message, image_id=image_id)
     images = _usable_images(document, by_image, path, log)
     if reading.limit is not None:
         images = images[: reading.limit]
@@ -240,16 +262,26 @@ def _to_records(document: _Document, path: Path, masks: Path, reading: Reading, 
     widths = np.array([image.width for image in images], np.int32)
     heights = np.array([image.height for image in images], np.int32)
     notes = AnnotationNotes(segments, path.name, log)
+    ids = np.array([segment.id for segment in segments], np.int64)
+    notes.flag(
+        check.ANNOTATION_MALFORMED,
+        (ids < 1) | (ids > _MAX_ID),
+        lambda _i: f"has an id that no colour can be, which is 1 to {_MAX_ID}",
+    )
+    notes.flag(
+        check.ANNOTATION_MALFORMED, _repeated(rows, ids), lambda _i: "has the id of another segment of the image"
+    )
     categories = np.array([known.get(segment.category_id, -1) for segment in segments], np.int64)
     notes.flag(
         check.UNKNOWN_CATEGORY,
         categories < 0,
         lambda i: f"has category_id {segments[i].category_id}, which is not in the category table",
     )
-    boxes = _boxes(notes, segments, widths, heights, rows)
+    boxes = checked_boxes(notes, widths, heights, rows)
     areas = np.array([segment.area for segment in segments], np.float64)
     usable = (areas >= 0) & (areas <= MAX_IMAGE_PIXELS)
     notes.flag(check.NO_AREA, ~usable, lambda _i: "has no usable area")
+    fine = np.bincount(rows[~notes.usable], minlength=len(images)) == 0
     files = [by_image[str(image.id)].file_name for image in images]
     return Records(
         image_ids=[str(image.id) for image in images],
@@ -257,32 +289,29 @@ def _to_records(document: _Document, path: Path, masks: Path, reading: Reading, 
         widths=widths,
         heights=heights,
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
-        ids=np.array([segment.id for segment in segments], np.int64),
+        ids=ids,
         boxes=boxes,
         categories=categories.astype(np.int32),
         areas=np.where(usable, areas, np.abs(boxes[:, 2] * boxes[:, 3])),
-        crowd=np.array([segment.iscrowd != 0 for segment in segments], np.bool_),
+        crowd=np.array([bool(segment.iscrowd) for segment in segments], np.bool_),
         difficult=np.zeros(len(segments), np.bool_),
         maps=LabelMaps(masks.resolve(), files, ["rgb"] * len(files)),
-    ).keep(notes.usable)
+    ).keep_images(fine)
 
 
-def _boxes(
-    notes: AnnotationNotes,
-    segments: Sequence[_Segment],
-    widths: NDArray[np.int32],
-    heights: NDArray[np.int32],
-    rows: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    for segment in segments:
-        if segment.bbox is not None and len(segment.bbox) != 4:
-            segment.bbox = None
-    return checked_boxes(notes, widths, heights, rows)
+def _repeated(rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool (m,): an annotation before it has the same image and id."""
+    keys = rows * (_MAX_ID + 2) + np.clip(ids, 0, _MAX_ID + 1)
+    repeated = np.ones(len(ids), np.bool_)
+    repeated[np.unique(keys, return_index=True)[1]] = False
+    return repeated
 
 
-def _usable_images(document: _Document, by_image: dict[str, _Annotation], path: Path, log: FindingLog) -> list[_Image]:
+def _usable_images(
+    document: _Document, by_image: dict[str, _Annotation], path: Path, log: FindingLog
+) -> list[ImageEntry]:
     """The images with a usable size and an annotation; an image without one is reported and left out."""
-    kept: list[_Image] = []
+    kept: list[ImageEntry] = []
     seen: set[str] = set()
     for image in document.images:
         image_id = str(image.id)
@@ -311,7 +340,8 @@ def _usable_images(document: _Document, by_image: dict[str, _Annotation], path: 
             elif not is_inside(image.file_name):
                 message = f"image {image_id} has file_name {image.file_name[:200]!r}, which leaves the image folder."
                 log.add(check.IMAGE_PATH, path.name, message, image_id=image_id)
-    for image_id in by_image.keys() - seen:
-        message = f"an annotation belongs to image {image_id}, which is not in the file."
-        log.add(check.UNKNOWN_IMAGE, path.name, message, image_id=image_id)
+    for image_id in by_image:
+        if image_id not in seen:
+            message = f"an annotation belongs to image {image_id}, which is not in the file."
+            log.add(check.UNKNOWN_IMAGE, path.name, message, image_id=image_id)
     return kept

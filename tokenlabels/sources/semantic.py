@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tokenlabels import check
@@ -33,6 +36,7 @@ from tokenlabels.sources.base import Reading
 from tokenlabels.sources.map_check import MapHeader, largest_value, listing_digest, read_headers
 from tokenlabels.sources.maps import checked_maps
 from tokenlabels.sources.mask_layouts import MaskFolder, MaskPair, find_pairs
+from tokenlabels.sources.paths import is_inside
 
 _THREADS = 8
 _MASK_COST = 12_000
@@ -91,6 +95,7 @@ class SemanticSource:
             "ignore": list(self.void),
             "background": list(self.background),
             "reduce_zero_label": self.reduce_zero_label,
+            "class_list_sha256": None if self.categories is None else _digest(self.categories),
         }
 
     def read(self, reading: Reading, log: FindingLog) -> Dataset:
@@ -109,12 +114,14 @@ class SemanticSource:
         reading.progress(f"listing masks of {folder.name}")
         pairs, lonely = find_pairs(folder)
         for name in lonely:
-            message = f"the image {name} has no mask in {folder.masks.name}: add it, or take the image away."
-            log.add(check.MAP_MISSING, folder.masks.name, message)
+            log.add(check.MAP_MISSING, folder.masks.name, f"the image {name} has no mask in {folder.masks.name}.")
         for pair in pairs:
             if folder.images is not None and not pair.image:
                 message = f"the mask {pair.mask} has no image of that name in {folder.images.name}."
                 log.add(check.FILE_MISSING, folder.masks.name, message, image_id=pair.image_id)
+            elif not is_inside(pair.image):
+                message = f"the image {pair.image!r} has a name that is not opened: rename it."
+                log.add(check.IMAGE_PATH, folder.masks.name, message, image_id=pair.image_id)
         if reading.limit is not None:
             pairs = pairs[: reading.limit]
         headers = read_headers(folder.masks, [pair.mask for pair in pairs], ["class"] * len(pairs), reading.run)
@@ -185,6 +192,10 @@ class SemanticSource:
         return checked_maps(split, reading, log, headers_known=True)
 
 
+def _digest(categories: Sequence[Category]) -> str:
+    return hashlib.sha256(msgspec.json.encode(categories)).hexdigest()
+
+
 def without_annotations(
     image_ids: Sequence[str], file_names: Sequence[str], sizes: np.ndarray[Any, np.dtype[np.int32]], maps: LabelMaps
 ) -> Records:
@@ -208,17 +219,16 @@ def without_annotations(
 def _sizes_agree(
     folder: MaskFolder, pairs: Sequence[MaskPair], headers: Sequence[MapHeader], log: FindingLog
 ) -> list[bool]:
-    """Whether each mask has the size of its picture, where there is one; faults are reported."""
+    """Whether each mask has the size of its picture, where there is one that can be read; others are reported."""
     if folder.images is None:
         return [True] * len(pairs)
     images = folder.images
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
         stored = list(pool.map(lambda pair: stored_size(images / pair.image) if pair.image else None, pairs))
     fine = []
     for pair, header, size in zip(pairs, headers, stored, strict=True):
         agrees = size is None or size == header.size
-        if pair.image and size is None:
-            log.add(check.FILE_UNREADABLE, pair.image, "the image cannot be read.", image_id=pair.image_id)
         if size is not None and not agrees:
             message = f"the mask is {header.size[0]} x {header.size[1]} pixels, the image {size[0]} x {size[1]}."
             agrees = log.add(check.MAP_SIZE, pair.mask, message, image_id=pair.image_id) != "error"

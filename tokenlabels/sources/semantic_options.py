@@ -16,7 +16,8 @@ from tokenlabels.sources.mask_layouts import MaskFolder, MaskLayout, find_layout
 from tokenlabels.sources.panoptic import PanopticSource
 from tokenlabels.sources.semantic import SemanticSource
 
-DEFAULT_IGNORE, DEFAULT_BACKGROUND = (255,), (0,)
+DEFAULT_IGNORE: tuple[int, ...] = (255,)
+DEFAULT_BACKGROUND: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def locate_semantic(
         if root is not None:
             raise ParameterError("--root and --masks exclude each other: name the data set's folder or the masks.")
         folder = side_by_side(images, masks, splits, options.mask_suffix or ".png")
-        return _source(MaskLayout((folder,), None), class_list, options)
+        return _source(MaskLayout((folder,), None, folder.has_train_ids), class_list, options)
     assert root is not None
     layout = find_layout(root, splits)
     if layout is None:
@@ -127,22 +128,28 @@ def _refuse_for_panoptic(class_list: str | None, options: SemanticOptions) -> No
 
 
 def _source(layout: MaskLayout, class_list: str | None, options: SemanticOptions) -> SemanticSource:
-    card = None
+    file = Path(class_list) if class_list is not None and Path(class_list).is_file() else None
+    name = layout.card if file or class_list is None else class_list
+    card = None if name is None else _card(name)
     categories: tuple[Category, ...] | None = None
-    if class_list is not None and Path(class_list).is_file():
-        categories = read_class_list(Path(class_list), first=1 if options.reduce_zero_label else 0)
-    elif class_list is not None or layout.card is not None:
-        card = _card(class_list or str(layout.card))
-        categories = _meanings(card, train_ids=layout.train_ids)
-        if class_list is None and layout.card == "voc":
-            categories = _own_list(layout.folders[0]) or categories
-    by_card = card.masks if card is not None and not layout.train_ids else None
-    ignore = options.ignore if options.ignore is not None else by_card.ignore if by_card else DEFAULT_IGNORE
-    background = options.background
-    if background is None:
-        background = by_card.background if by_card else DEFAULT_BACKGROUND
-        if options.reduce_zero_label or layout.train_ids:
-            background = tuple(value for value in background if value != 0)
+    if file:
+        categories = read_class_list(file, first=1 if options.reduce_zero_label else 0)
+    elif card:
+        own = _own_list(layout.folders[0]) if class_list is None and layout.card == "voc" else None
+        categories = own or _meanings(card, train_ids=layout.train_ids)
+    ignore, background = DEFAULT_IGNORE, DEFAULT_BACKGROUND
+    if layout.train_ids:
+        background = ()
+    elif card is not None and card.masks is not None:
+        ignore, background = card.masks.ignore, card.masks.background
+    if options.background is not None:  # a value that a person names is not what it is by default
+        ignore = tuple(value for value in ignore if value not in options.background)
+        background = options.background
+    else:
+        ignored = {*(options.ignore or ()), *([0] if options.reduce_zero_label else [])}
+        background = tuple(value for value in background if value not in ignored)
+    if options.ignore is not None:
+        ignore = options.ignore
     return SemanticSource(layout.folders, categories, ignore, background, options.reduce_zero_label)
 
 
