@@ -102,7 +102,8 @@ def _stored_values(pixels: NDArray[Any], data: bytes) -> NDArray[np.uint8]:
     if pixels.dtype == np.bool_:
         return (pixels.view(np.uint8) != 0).astype(np.uint8)  # Pillow's true is 255
     scale = _grey_scale(data)
-    return pixels // np.uint8(scale) if scale > 1 else pixels
+    values: NDArray[np.uint8] = pixels // np.uint8(scale) if scale > 1 else pixels
+    return values
 
 
 def _opened(data: bytes) -> Image.Image:
