@@ -270,7 +270,7 @@ def discard(out: Path) -> None:
         entry = _load(path, JournalEntry)
         if entry is not None:
             files.add(entry.shard.file)
-    folders = set()
+    folders = _planned_folders(out)
     for file in sorted(files):
         if is_shard_path(file):
             try:
@@ -300,6 +300,13 @@ def _planned(out: Path) -> Iterator[str]:
             for path in out.glob(f"{glob.escape(grid['name'])}/{glob.escape(split)}-*.parquet"):
                 if re.fullmatch(r"-\d{5}-of-\d{5}\.parquet", path.name.removeprefix(split)):
                     yield f"{path.parent.name}/{path.name}"
+
+
+def _planned_folders(out: Path) -> set[Path]:
+    """Folders of the grids that the unfinished build here planned; they may be there before any shard is."""
+    parameters = _load(out / _STATE / "parameters.json", _Planned)
+    names = [str(grid.get("name", "")) for grid in parameters.grids] if parameters else []
+    return {out / name for name in names if is_inside(name)}
 
 
 def _load(path: Path, kind: type[S]) -> S | None:
