@@ -49,7 +49,7 @@ from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.sources.semantic_options import SemanticOptions
-from tokenlabels.tasks import ShardTask
+from tokenlabels.tasks import ShardTask, refusal
 from tokenlabels.totals import totals
 
 _BYTES_PER_WORKER = 24 << 20
@@ -69,7 +69,7 @@ class Plan:
 
     Attributes:
         dataset: what will be built.
-        image_bytes: for each split, bytes of the pictures of each image, of one grid, where any are embedded.
+        image_bytes: for each split, bytes of picture and mask of each image, of one grid, where any are embedded.
         dropped: annotations that the selection left out.
         parameters: everything that decides the bytes of the shards.
     """
@@ -275,11 +275,11 @@ def build_source(
 
 def new_log(options: BuildOptions, source: Source) -> FindingLog:
     """A log with the severities of these options."""
-    promoted = (
-        (kinds.FILE_MISSING, kinds.FILE_UNREADABLE, kinds.IMAGE_PATH, kinds.IMAGE_NO_NAME)
-        if options.embed_images
-        else ()
-    )
+    promoted: list[kinds.Kind] = []
+    if options.embed_images:
+        promoted += [kinds.FILE_MISSING, kinds.FILE_UNREADABLE, kinds.IMAGE_PATH, kinds.IMAGE_NO_NAME]
+    if options.embed_masks:
+        promoted += [kinds.MAP_UNREADABLE, kinds.MAP_SIZE]
     scored = options.rule.kind.reads_masks or source.format == "semantic"
     return FindingLog(masks_scored=scored, promoted=promoted, source_format=source.format)
 
@@ -350,6 +350,8 @@ def make_plan(
         for grid in options.grids:
             grid.axes(split.records.widths, split.records.heights)
     dataset, dropped = select(replace(dataset, splits=tuple(splits)), options.selection)
+    if options.selection.min_area and any(_has_class_maps(split) for split in splits):
+        progress.note("--min-area leaves out objects; class masks have none, and are scored whole.")
     sources = {
         split.name: msgspec.to_builtins(split.file) | _embedded(split, sizes)
         for split, sizes in zip(dataset.splits, image_bytes, strict=True)
@@ -365,8 +367,18 @@ def _has_no_boxes(split: Split) -> bool:
     return maps is not None and maps.segments is None
 
 
+def _has_class_maps(split: Split) -> bool:
+    maps = split.records.maps
+    return maps is not None and "class" in maps.encodings
+
+
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
-    """Bytes that the shards of a plan will take, from building a few hundred of its images in memory."""
+    """Bytes that the shards of a plan will take, from building a few hundred of its images in memory.
+
+    Raises:
+        FindingsError: a mask that is decoded here for the first time has a fault.
+    """
+    from tokenlabels.map_scoring import MapError
     from tokenlabels.scoring import label_records
 
     total = 0.0
@@ -376,7 +388,10 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
         records = split.records.keep_images(chosen)
         records = records.block(0, len(records))
         axes = [grid.axes(records.widths, records.heights) for grid in options.grids]
-        labelled, _ = label_records(records, axes, options.rule)
+        try:
+            labelled, _ = label_records(records, axes, options.rule)
+        except MapError as fault:
+            raise refusal(plan.dataset.format, records, fault) from None
         for grid, labels in zip(options.grids, labelled, strict=True):
             columns = msgspec.structs.replace(columns_of(split, options), images=False, masks=False)
             schema = schema_of(_header(plan.dataset, split, grid, options), columns)
@@ -417,7 +432,7 @@ def _check_images(
         if options.check == "full" and split.images.is_dir():
             progress.stage(f"checking images of {split.name}", len(split.records))
             split, _ = check_files(split, log, missing=False, ends=True, advance=progress.advance)
-        return split, None if split.records.mask_files is None else np.zeros(len(split.records), np.int64)
+        return split, None if split.records.mask_files is None else _mask_bytes(split)
     if not split.images.is_dir():
         raise TokenLabelsError(
             f"{split.images}: no such folder, but --embed-images needs the images: name it with --images."
@@ -427,7 +442,13 @@ def _check_images(
     if options.embed_size is not None:
         height, width = options.embed_size
         sizes = np.full(len(sizes), round(height * width * _JPEG_BYTES_PER_PIXEL), np.int64)
-    return split, sizes
+    return split, sizes + _mask_bytes(split)
+
+
+def _mask_bytes(split: Split) -> NDArray[np.int64]:
+    """int64 (n,): bytes of the masks to embed."""
+    folder, files = split.masks or Path(), split.records.mask_files or [""] * len(split.records)
+    return np.array([(folder / file).stat().st_size if file else 0 for file in files], np.int64)
 
 
 def _run(
@@ -511,7 +532,7 @@ def _embedding(split: Split, options: BuildOptions) -> Embedding:
         masks=split.masks.resolve() if options.embed_masks and split.masks else None,
         size=options.embed_size,
         quality=options.jpeg_quality,
-        mask_fill=int(voids[-1]) if len(voids) else 0,
+        mask_fill=int(voids[-1]) if len(voids) else split.mask_fill,
     )
 
 

@@ -64,7 +64,7 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
     from tokenlabels.scoring import label_records  # loads the kernels, where the work is done
 
     records = task.records
-    spec = task.headers[0].spec
+    spec, source_format = task.headers[0].spec, task.headers[0].format
     grids = [header.patch_grid() for header in task.headers]
     axes = [grid.axes(records.widths, records.heights) for grid in grids]
     spans = row_group_spans(np.sum([each.cells for each in axes], axis=0), task.image_bytes)
@@ -82,7 +82,7 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
             try:
                 labelled, found = label_records(block, [each[start:stop] for each in axes], spec)
             except MapError as fault:
-                raise notes.refusal(block, fault) from None
+                raise refusal(source_format, block, fault) from None
             notes.take(block, found)
             sums = [before + LabelSums.of(labels) for before, labels in zip(sums, labelled, strict=True)]
             pictures = Pictures(task.embedding, block)
@@ -127,12 +127,13 @@ class _Notes:
     def examples(self) -> tuple[Finding, ...]:
         return tuple(finding for kept in self._found.values() for finding in kept)
 
-    def refusal(self, block: Records, error: MapError) -> FindingsError:
-        """The error that says which mask cannot be scored."""
-        assert block.maps is not None
-        code = check.code_of(error.fault.kind, self._format)
-        file, image_id = block.maps.files[error.image], block.image_ids[error.image]
-        return FindingsError(
-            f"{code} {file}: the mask of image {image_id} {error.fault.problem}; nothing was built (leave such images "
-            "out with --on-error skip; `tokenlabels check` lists them all)."
-        )
+
+def refusal(source_format: str, block: Records, error: MapError) -> FindingsError:
+    """The error that says which mask of a block cannot be scored."""
+    assert block.maps is not None
+    code = check.code_of(error.fault.kind, source_format)
+    file, image_id = block.maps.files[error.image], block.image_ids[error.image]
+    return FindingsError(
+        f"{code} {file}: the mask of image {image_id} {error.fault.problem}; nothing was built (leave such images "
+        "out with --on-error skip; `tokenlabels check` lists them all)."
+    )
