@@ -100,10 +100,10 @@ def value_picture(data: bytes) -> Image.Image:
 def _stored_values(pixels: NDArray[Any], data: bytes) -> NDArray[np.uint8]:
     """The values that a file holds, from the pixels that Pillow makes of them."""
     if pixels.dtype == np.bool_:
-        return (pixels.view(np.uint8) != 0).astype(np.uint8)  # Pillow's true is 255
+        pixels = pixels.view(np.uint8) != 0  # Pillow's true is 255
     scale = _grey_scale(data)
-    values: NDArray[np.uint8] = pixels // np.uint8(scale) if scale > 1 else pixels
-    return values
+    values: NDArray[np.uint8] = pixels.astype(np.uint8, copy=False)
+    return values // np.uint8(scale) if scale > 1 else values
 
 
 def _opened(data: bytes) -> Image.Image:
