@@ -331,6 +331,16 @@ def cut(share: float) -> Callable[[Path], None]:
     return change
 
 
+def filled_up(share: float) -> Callable[[Path], None]:
+    """Cut short and filled up with zeros, as an interrupted download may be."""
+
+    def change(path: Path) -> None:
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * share)] + bytes(len(data) - int(len(data) * share)))
+
+    return change
+
+
 def other_size(path: Path) -> None:
     with Image.open(path) as picture:
         picture.transpose(Image.Transpose.ROTATE_90).save(path)
@@ -341,6 +351,8 @@ BAD_IMAGES = [
     pytest.param(cut(0.05), "VOC042", id="cut early"),
     pytest.param(cut(0.5), "VOC042", id="cut in half"),
     pytest.param(cut(0.99), "VOC042", id="cut near the end"),
+    pytest.param(filled_up(0.4), "VOC042", id="zeros from the middle on"),
+    pytest.param(filled_up(0.98), "VOC042", id="zeros at the end"),
     pytest.param(lambda path: path.unlink(), "VOC041", id="missing"),
     pytest.param(lambda path: path.write_text("picture"), "VOC042", id="text"),
     pytest.param(other_size, "VOC040", id="turned"),
@@ -386,6 +398,30 @@ def test_what_follows_a_whole_picture_does_no_harm(kind: str, extra: bytes, voc:
     saved_as(kind, lambda file: file.write_bytes(file.read_bytes() + extra))(path)
     assert rows_of(build(voc, embed_images=True))[0]["image"]["bytes"] == path.read_bytes()
     assert build(voc, embed_size=384).manifest["findings"] == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"restart_marker_blocks": 1},
+        {"exif": b"Exif\0\0" + b"thumbnail \xff\xd8 \xff\xda\0\4 \xff\xd9"},
+        {"comment": b"\xff\xd9"},
+        {"quality": 5},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_kind_of_jpeg_is_whole_until_it_is_cut(options: dict[str, Any], voc: Path) -> None:
+    """The end of a thumbnail or of a comment is not that of the picture."""
+    path = first(voc, "JPEGImages")
+    with Image.open(path) as picture:
+        picture.save(path, "JPEG", **options)
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(1000))
+    assert build(voc, embed_images=True).manifest["findings"] == {}
+    path.write_bytes(data[: len(data) * 3 // 4] + bytes(1000))
+    with pytest.raises(FindingsError, match="VOC042"):
+        build(voc, embed_images=True)
 
 
 BAD_MASKS = [
