@@ -22,6 +22,7 @@ from cli.console import (
     say,
 )
 from cli.reports import findings_json, image_folders, print_every_finding, print_findings, report_build, report_plan
+from cli.statistics import stats
 from tokenlabels import __version__
 
 if TYPE_CHECKING:
@@ -374,6 +375,9 @@ def verify(context: typer.Context, out: BuildArgument, as_json: JsonOption = Fal
                 say("run the same build command again: it makes a damaged build anew.")
         if not found.fine:
             raise typer.Exit(1)
+
+
+app.command()(stats)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenlabels.agreement import compare
     from tokenlabels.builder import build
     from tokenlabels.errors import TokenLabelsError
     from tokenlabels.grid import PatchGrid
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tokenlabels.relabeler import relabel
     from tokenlabels.sample import write_sample
     from tokenlabels.sources.coco import CocoSource
+    from tokenlabels.stats import statistics
     from tokenlabels.verifier import verify
 
 __version__ = "0.1.0"
@@ -34,9 +36,11 @@ __all__ = [
     "TokenLabelsError",
     "__version__",
     "build",
+    "compare",
     "open",
     "relabel",
     "show",
+    "statistics",
     "verify",
     "write_sample",
 ]
@@ -47,9 +51,11 @@ _HOMES = {
     "PatchGrid": ("grid", "PatchGrid"),
     "TokenLabelsError": ("errors", "TokenLabelsError"),
     "build": ("builder", "build"),
+    "compare": ("agreement", "compare"),
     "open": ("reader", "open_build"),
     "relabel": ("relabeler", "relabel"),
     "show": ("overlay", "show"),
+    "statistics": ("stats", "statistics"),
     "verify": ("verifier", "verify"),
     "write_sample": ("sample", "write_sample"),
 }

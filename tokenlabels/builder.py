@@ -356,7 +356,9 @@ def make_plan(
         split.name: msgspec.to_builtins(split.file) | _embedded(split, sizes)
         for split, sizes in zip(dataset.splits, image_bytes, strict=True)
     }
-    parameters = {"source": source.format} | source.parameters() | options.as_json() | {"sources": sources}
+    table = hashlib.sha256(msgspec.json.encode(dataset.categories)).hexdigest()
+    chosen = {"source": source.format, "category_table_sha256": table} | source.parameters() | options.as_json()
+    parameters = chosen | {"sources": sources}
     plan = Plan(dataset, tuple(image_bytes), dropped, parameters)
     _shard_counts(plan, options)
     return plan

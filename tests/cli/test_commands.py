@@ -309,7 +309,9 @@ def test_defaults(sample_root: Path, place: Path, invoke: Invoke) -> None:
     result = fine(invoke("build", "coco", "--root", sample_root))
     assert result.stderr == ""
     assert [path.name for path in place.iterdir()] == ["tokenlabels-coco"]
-    assert parameters(place / "tokenlabels-coco") == {
+    found = parameters(place / "tokenlabels-coco")
+    assert len(found.pop("category_table_sha256")) == 64
+    assert found == {
         "source": "coco",
         "schema_version": 1,
         "grids": [
@@ -319,11 +321,16 @@ def test_defaults(sample_root: Path, place: Path, invoke: Invoke) -> None:
         "tau": 0.5,
         "crowd": "foreground",
         "padding": "background",
+        "void": "background",
+        "difficult": "foreground",
         "categories": None,
         "exclude_categories": [],
         "min_area": 0.0,
         "scores": True,
         "embed_images": False,
+        "embed_size": None,
+        "jpeg_quality": None,
+        "embed_masks": False,
         "limit": None,
         "shard_rows": 4096,
         "on_error": "raise",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.errors import ParameterError
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.coco import CocoSource
 from tokenlabels.sources.semantic_options import SemanticOptions, data_card_names, locate_semantic
@@ -65,8 +65,6 @@ def find_source(
     root, annotations, images, masks = (
         None if path is None else Path(path) for path in (root, annotations, images, masks)
     )
-    if root is not None and not root.is_dir():
-        raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --sample.")
     if source == "voc":
         return VocSource.locate(root, splits=splits, class_list=None if class_list is None else Path(class_list))
     if source == "semantic":

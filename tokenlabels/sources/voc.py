@@ -112,6 +112,8 @@ class VocSource:
             TokenLabelsError: nothing there.
         """
         root = root or _default_root()
+        if not root.is_dir():
+            raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --sample.")
         if not (root / _XML).is_dir():
             inner = sorted(path.parent for pattern in _NEARBY for path in root.glob(pattern) if path.is_dir())
             hint = f": did you mean {inner[-1]}?" if inner else ": name the folder that holds Annotations."
@@ -170,6 +172,8 @@ class VocSource:
         split = Split(split_name(part.chosen.name), records, self.root / _IMAGES, file, complete=False)
         if reading.masks:
             split = self._with_maps(split, part, categories, reading, log)
+        elif self._has(_OBJECTS) or self._has(_CLASSES):
+            self._report_missing_masks(split, part, log)
         if reading.embed_masks:
             present = _names(self.root / _CLASSES)
             names = [f"{image_id}.png" for image_id in split.records.image_ids]
@@ -194,9 +198,22 @@ class VocSource:
         segments = Segments(
             records.offsets, records.ids, records.categories, records.crowd, np.ones(len(records.ids), np.bool_)
         )
-        maps = LabelMaps(self.root, files, encodings, _class_values(categories), segments)
-        expected = None if log.masks_scored else {image.image_id for image in part.images if image.segmented}
+        maps = LabelMaps(self.root.resolve(), files, encodings, _class_values(categories), segments)
+        expected = None if log.masks_scored else _segmented(part)
         return checked_maps(replace(split, records=replace(records, maps=maps)), reading, log, expected=expected)
+
+    def _report_missing_masks(self, split: Split, part: _Part, log: FindingLog) -> None:
+        """Say which images have no mask although their XML says so; nothing is opened."""
+        present = _names(self.root / _OBJECTS) | _names(self.root / _CLASSES)
+        for image_id in sorted(_segmented(part)):
+            if f"{image_id}.png" not in present:
+                message = f"the mask of image {image_id} is missing."
+                log.add(check.MAP_MISSING, split.file.file, message, image_id=image_id)
+
+
+def _segmented(part: _Part) -> set[str]:
+    """Ids of the images that have masks by their XML."""
+    return {image.image_id for image in part.images if image.segmented}
 
 
 def _default_root() -> Path:

@@ -46,8 +46,8 @@ def find_lists(
 
     Args:
         root: VOC folder.
-        splits: names of lists; none: `trainval`, else every list that is not of one class; where there are no lists
-            at all, every XML file, as split `all`.
+        splits: names of lists; none: `trainval`, else every list that is neither of one class nor empty; where there
+            are no lists at all, every XML file, as split `all`.
         kind: `Main` or `Segmentation`; the other one is taken, with a note, where a list is absent there.
         note: told about that.
 
@@ -65,13 +65,9 @@ def find_lists(
     if not wanted:
         names = sorted({name for lists in available.values() for name in lists})
         wanted = [_PREFERRED] if _PREFERRED in names else []
-        wanted = wanted or [
-            name for name in names if not _is_class_list(available[kind].get(name) or available[other][name])
-        ]
+        wanted = wanted or [name for name in names if _is_split(available[kind].get(name) or available[other][name])]
         if not wanted:
-            raise TokenLabelsError(
-                f"{root}: every list in {_SETS} is of one class ({names[0]}): name one with --split."
-            )
+            raise TokenLabelsError(f"{root}: every list in {_SETS} is of one class or empty: name one with --split.")
     found = []
     for name in wanted:
         held = next((each for each in (kind, other) if name in available[each]), None)
@@ -89,13 +85,15 @@ def _lists(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
 
 
-def _is_class_list(path: Path) -> bool:
+def _is_split(path: Path) -> bool:
+    """Whether a list is that of a split: neither of one class nor empty."""
     try:
         with path.open("rb") as file:
             whole_lines, _, rest = file.read(_BEGINNING).decode("utf-8", "replace").rpartition("\n")
     except OSError:
-        return False
-    return any(flag for _, flag in _entries(whole_lines or rest))
+        return True  # reading it will say why
+    entries = _entries(whole_lines or rest)
+    return bool(entries) and not any(flag for _, flag in entries)
 
 
 def _is_text(name: str) -> bool:
