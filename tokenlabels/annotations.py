@@ -326,6 +326,7 @@ class Split:
         file: the annotation file; of a data set of many files, the one that lists them, with the size of all and a
             digest of their names and contents.
         masks: folder that `records.mask_files` are relative to.
+        mask_fill: value of these masks where there is no image, in padding.
         complete: the split names every picture of its folder, so that others there are strangers.
     """
 
@@ -334,6 +335,7 @@ class Split:
     images: Path
     file: SourceFile
     masks: Path | None = None
+    mask_fill: int = 0
     complete: bool = True
 
 

@@ -69,7 +69,7 @@ class Plan:
 
     Attributes:
         dataset: what will be built.
-        image_bytes: for each split, bytes of the pictures of each image, of one grid, where any are embedded.
+        image_bytes: for each split, bytes of picture and mask of each image, of one grid, where any are embedded.
         dropped: annotations that the selection left out.
         parameters: everything that decides the bytes of the shards.
     """
@@ -275,11 +275,11 @@ def build_source(
 
 def new_log(options: BuildOptions, source: Source) -> FindingLog:
     """A log with the severities of these options."""
-    promoted = (
-        (kinds.FILE_MISSING, kinds.FILE_UNREADABLE, kinds.IMAGE_PATH, kinds.IMAGE_NO_NAME)
-        if options.embed_images
-        else ()
-    )
+    promoted: list[kinds.Kind] = []
+    if options.embed_images:
+        promoted += [kinds.FILE_MISSING, kinds.FILE_UNREADABLE, kinds.IMAGE_PATH, kinds.IMAGE_NO_NAME]
+    if options.embed_masks:
+        promoted += [kinds.MAP_UNREADABLE, kinds.MAP_SIZE]
     reads_masks = options.rule.kind.reads_masks
     return FindingLog(
         masks_scored=reads_masks or source.format == "semantic",
@@ -355,6 +355,8 @@ def make_plan(
         for grid in options.grids:
             grid.axes(split.records.widths, split.records.heights)
     dataset, dropped = select(replace(dataset, splits=tuple(splits)), options.selection)
+    if options.selection.min_area and any(_has_class_maps(split) for split in splits):
+        progress.note("--min-area leaves out objects; class masks have none, and are scored whole.")
     sources = {
         split.name: msgspec.to_builtins(split.file) | _embedded(split, sizes)
         for split, sizes in zip(dataset.splits, image_bytes, strict=True)
@@ -370,6 +372,11 @@ def make_plan(
 def _has_no_boxes(split: Split) -> bool:
     maps = split.records.maps
     return maps is not None and maps.segments is None
+
+
+def _has_class_maps(split: Split) -> bool:
+    maps = split.records.maps
+    return maps is not None and "class" in maps.encodings
 
 
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
@@ -432,7 +439,7 @@ def _check_images(
         if options.check == "full" and split.images.is_dir():
             progress.stage(f"checking images of {split.name}", len(split.records))
             split, _ = check_files(split, log, missing=False, ends=True, advance=progress.advance)
-        return split, None if split.records.mask_files is None else np.zeros(len(split.records), np.int64)
+        return split, None if split.records.mask_files is None else _mask_bytes(split)
     if not split.images.is_dir():
         raise TokenLabelsError(
             f"{split.images}: no such folder, but --embed-images needs the images: name it with --images."
@@ -442,7 +449,13 @@ def _check_images(
     if options.embed_size is not None:
         height, width = options.embed_size
         sizes = np.full(len(sizes), round(height * width * _JPEG_BYTES_PER_PIXEL), np.int64)
-    return split, sizes
+    return split, sizes + _mask_bytes(split)
+
+
+def _mask_bytes(split: Split) -> NDArray[np.int64]:
+    """int64 (n,): bytes of the masks to embed."""
+    folder, files = split.masks or Path(), split.records.mask_files or [""] * len(split.records)
+    return np.array([(folder / file).stat().st_size if file else 0 for file in files], np.int64)
 
 
 def _run(
@@ -526,7 +539,7 @@ def _embedding(split: Split, options: BuildOptions) -> Embedding:
         masks=split.masks.resolve() if options.embed_masks and split.masks else None,
         size=options.embed_size,
         quality=options.jpeg_quality,
-        mask_fill=int(voids[-1]) if len(voids) else 0,
+        mask_fill=int(voids[-1]) if len(voids) else split.mask_fill,
     )
 
 

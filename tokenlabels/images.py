@@ -6,6 +6,7 @@ Pixels are decoded only where the end of a file that is to be embedded looks cut
 from __future__ import annotations
 
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -24,7 +25,9 @@ from tokenlabels.sources.paths import is_inside
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 
 _THREADS = 8
-_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_JPEG_KINDS = ("JPEG", "MPO")
+_END_MARKS = dict.fromkeys(_JPEG_KINDS, b"\xff\xd9") | {"PNG": b"IEND\xaeB`\x82"}
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _END_SLACK = 64
 _EXIF_ORIENTATION = 0x0112
 
@@ -137,6 +140,8 @@ def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
             if ends and not _has_end(path, image.format):
                 if image.size[0] * image.size[1] > MAX_PIXELS:
                     return _Header(fault=(check.FILE_UNREADABLE, "claims an absurd number of pixels"))
+                if image.format in _JPEG_KINDS and not _jpeg_ends(path.read_bytes()):
+                    return _Header(fault=(check.FILE_UNREADABLE, "cannot be read (cut short)"))
                 image.load()  # an unusual end may be a whole picture all the same
             return found
     except FileNotFoundError:
@@ -158,6 +163,16 @@ def _has_end(path: Path, kind: str | None) -> bool:
     with path.open("rb") as file:
         file.seek(-min(len(mark) + _END_SLACK, path.stat().st_size), os.SEEK_END)
         return file.read().rstrip(b"\0\r\n ").endswith(mark)
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the picture itself has its end mark; what decodes a JPEG fills up what is missing with grey."""
+    place = 2
+    while found := _JPEG_MARKER.search(data, place):
+        if found[1] == b"\xd9":
+            return True
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")  # past the segment
+    return False
 
 
 def _is_turned(exif: bytes | None) -> bool:

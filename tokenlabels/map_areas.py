@@ -21,6 +21,9 @@ FAULT = 3
 
 _ABSENT = -1
 
+_TIE = 1e-9
+"""Shares of a cell that differ by less are alike: fractional edges are rounded."""
+
 
 @kernel
 def map_cell_shares(
@@ -150,7 +153,7 @@ def _write_majority(
         category = categories[occurring[k]]
         if category != NO_CATEGORY:
             size = by_category[category]
-            if size > largest or (size == largest and size > 0 and category < best):
+            if size > largest + _TIE * cell or (size > 0 and size > largest - _TIE * cell and category < best):
                 best, largest = category, size
     for k in range(used):
         category = categories[occurring[k]]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from tokenlabels.annotations import MAX_PIXELS, MapEncoding
 from tokenlabels.check import Kind
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
+_PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PNG_GREY = 0
 _EIGHT_BITS = frozenset({"P", "L", "1"})
 _SIXTEEN_BITS = frozenset({"I", "I;16", "I;16B", "I;16L"})
@@ -35,13 +38,14 @@ class MapFileError(Exception):
 
 
 def map_size(data: bytes, encoding: MapEncoding) -> tuple[int, int]:
-    """(width, height) of a mask, from its header; its mode and its end are looked at, its pixels are not decoded.
+    """(width, height) of a mask, from its header; its mode and checksums are looked at, its pixels are not decoded.
 
     Raises:
-        MapFileError: it is no image, is cut short, claims absurdly many pixels, or its mode cannot hold such values.
+        MapFileError: it is no image, is cut short or damaged, claims absurdly many pixels, or its mode cannot hold such
+            values.
     """
-    if data.startswith(_PNG) and _PNG_END not in data[-64:]:
-        raise MapFileError(check.MAP_UNREADABLE, "is cut short: fetch it again")
+    if data.startswith(_PNG) and not _is_whole_png(data):
+        raise MapFileError(check.MAP_UNREADABLE, "is cut short or damaged: fetch it again")
     with _opened(data) as image:
         _check_mode(image, encoding)
         return image.size
@@ -70,10 +74,36 @@ def read_map(data: bytes, encoding: MapEncoding, size: tuple[int, int]) -> NDArr
             pixels = np.asarray(image)
         except (OSError, ValueError, SyntaxError, EOFError):
             raise MapFileError(check.MAP_UNREADABLE, "is cut short or damaged: fetch it again") from None
+    return _stored_values(pixels, data)
+
+
+def value_picture(data: bytes) -> Image.Image:
+    """A mask as a picture of its values, to be resized: 8 bits a pixel, with the palette; colours as they are.
+
+    Raises:
+        MapFileError: it cannot be read, or claims absurdly many pixels.
+    """
+    with _opened(data) as image:
+        try:
+            image.load()
+        except (OSError, ValueError, SyntaxError, EOFError):
+            raise MapFileError(check.MAP_UNREADABLE, "is cut short or damaged: fetch it again") from None
+        if image.mode not in _EIGHT_BITS:
+            return image
+        picture = Image.fromarray(_stored_values(np.asarray(image), data))
+        if image.mode == "P":
+            given = image.getpalette() or []
+            picture.putpalette(given + [0] * (3 * 256 - len(given)))  # else few colours are saved with few bits
+        return picture
+
+
+def _stored_values(pixels: NDArray[Any], data: bytes) -> NDArray[np.uint8]:
+    """The values that a file holds, from the pixels that Pillow makes of them."""
     if pixels.dtype == np.bool_:
-        return pixels.view(np.uint8)
+        pixels = pixels.view(np.uint8) != 0  # Pillow's true is 255
     scale = _grey_scale(data)
-    return pixels // np.uint8(scale) if scale > 1 else pixels
+    values: NDArray[np.uint8] = pixels.astype(np.uint8, copy=False)
+    return values // np.uint8(scale) if scale > 1 else values
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -88,6 +118,22 @@ def _opened(data: bytes) -> Image.Image:
     if image.size[0] * image.size[1] > MAX_PIXELS:
         raise MapFileError(check.MAP_UNREADABLE, f"claims {image.size[0]} x {image.size[1]} pixels: not opened")
     return image
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether every chunk is there, up to the last, with its checksum; Pillow does not look at that of pixels."""
+    start = len(_PNG)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        stop = start + 8 + length
+        if stop + 4 > len(data):
+            return False
+        if kind in _PNG_CRITICAL and zlib.crc32(data[start + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        start = stop + 4
+    return False
 
 
 def _check_mode(image: Image.Image, encoding: MapEncoding) -> None:

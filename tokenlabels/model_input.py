@@ -5,10 +5,11 @@ Training uses the same function, so that a label lies on the pixels it was made 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from tokenlabels.annotations import MAX_PIXELS
 from tokenlabels.errors import TokenLabelsError
 from tokenlabels.grid import PatchGrid
+from tokenlabels.map_files import MapFileError, value_picture
 
 PAD_COLOUR = (128, 128, 128)
 """Around a letterboxed picture: the middle of the range, near 0 after the usual normalisations."""
@@ -92,30 +94,46 @@ def encode_input(
     Raises:
         TokenLabelsError: it cannot be read, is cut short, or has another size.
     """
-    return _encoded(path, size, change, format="JPEG", quality=quality)
+    with _faults_of(path), Image.open(path) as image:
+        _check_size(image, path, size)
+        changed = change(image)
+    return _encoded(changed, format="JPEG", quality=quality)
 
 
 def encode_input_mask(path: Path, size: tuple[int, int], change: Callable[[Image.Image], Image.Image]) -> bytes:
-    """Like `encode_input` for a mask, as PNG."""
-    return _encoded(path, size, change, format="PNG")
+    """Like `encode_input` for a mask, as PNG that holds the values of the file, 8 bits each."""
+    with _faults_of(path):
+        image = value_picture(path.read_bytes())
+        _check_size(image, path, size)
+        changed = change(image)
+    return _encoded(changed, format="PNG")
 
 
-def _encoded(path: Path, size: tuple[int, int], change: Callable[[Image.Image], Image.Image], **options: Any) -> bytes:
+@contextlib.contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Word what may be wrong with a file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata
-            with Image.open(path) as image:
-                if image.size != size:
-                    stored = f"{image.size[0]} x {image.size[1]}"
-                    raise TokenLabelsError(f"{path}: is stored as {stored}, annotated as {size[0]} x {size[1]}.")
-                if image.size[0] * image.size[1] > MAX_PIXELS:
-                    raise TokenLabelsError(f"{path}: has more than {MAX_PIXELS} pixels: not opened.")
-                changed = change(image)
+            yield
     except Image.DecompressionBombError:
         raise TokenLabelsError(f"{path}: claims an absurd number of pixels: not opened.") from None
+    except MapFileError as fault:
+        raise TokenLabelsError(f"{path}: {fault.problem}.") from None
     except (OSError, ValueError, SyntaxError) as fault:
         reason = getattr(fault, "strerror", None) or "cut short, or no image"
         raise TokenLabelsError(f"{path}: cannot be read ({reason}): mend it and run again.") from None
+
+
+def _check_size(image: Image.Image, path: Path, size: tuple[int, int]) -> None:
+    if image.size != size:
+        stored = f"{image.size[0]} x {image.size[1]}"
+        raise TokenLabelsError(f"{path}: is stored as {stored}, annotated as {size[0]} x {size[1]}.")
+    if image.size[0] * image.size[1] > MAX_PIXELS:
+        raise TokenLabelsError(f"{path}: has more than {MAX_PIXELS} pixels: not opened.")
+
+
+def _encoded(picture: Image.Image, **options: Any) -> bytes:
     sink = io.BytesIO()
-    changed.save(sink, **options)
+    picture.save(sink, **options)
     return sink.getvalue()

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.labels import FOREGROUND, IGNORE
-from tokenlabels.reader import Build
+from tokenlabels.reader import Build, read_header
 from tokenlabels.shards import temporary_beside, unwritable
 from tokenlabels.sources.paths import is_inside
 
@@ -56,15 +56,15 @@ def show(
         OutputError: the PNG cannot be written.
     """
     name = grid or next(iter(build.grids))
-    row, found_split = _find(build, str(image_id), name, split)
-    picture = _open_image(row, None if images is None else Path(images), found_split)
-    drawn = draw_overlay(
-        picture,
-        build.grids[name],
-        _labels(row),
-        [list(box) for box in row["objects"]["bbox"]],
-        row["objects"]["category"],
-    )
+    row, found_split, resized = _find(build, str(image_id), name, split)
+    drawn_on = build.grids[name]
+    boxes = [list(box) for box in row["objects"]["bbox"]]
+    if resized:
+        picture = _decoded(io.BytesIO(row["image"]["bytes"]), row["file_name"], None)
+        drawn_on, boxes = _on_model_input(drawn_on, row, picture, boxes)
+    else:
+        picture = _open_image(row, None if images is None else Path(images), found_split)
+    drawn = draw_overlay(picture, drawn_on, _labels(row), boxes, row["objects"]["category"])
     path = Path(output)
     if path.suffix.lower() != ".png" or path.is_dir():
         raise OutputError(f"{path} is no file name for a PNG: give one such as overlay.png.")
@@ -131,6 +131,20 @@ def draw_overlay(
     return canvas
 
 
+def _on_model_input(
+    grid: PatchGrid, row: dict[str, Any], picture: Image.Image, boxes: list[list[float]]
+) -> tuple[PatchGrid, list[list[float]]]:
+    """Grid and boxes of one image in the pixels of its model input, which `picture` is."""
+    y_edges, x_edges = grid.edges(row["width"], row["height"])
+    x_scale = picture.width / (x_edges[-1] - x_edges[0])
+    y_scale = picture.height / (y_edges[-1] - y_edges[0])
+    moved = [
+        [(x - x_edges[0]) * x_scale, (y - y_edges[0]) * y_scale, width * x_scale, height * y_scale]
+        for x, y, width, height in boxes
+    ]
+    return PatchGrid.parse(1, (row["grid_rows"], row["grid_cols"])), moved
+
+
 def _tinted(
     canvas: Image.Image, labels: NDArray[np.uint8], x_pixels: NDArray[np.float64], y_pixels: NDArray[np.float64]
 ) -> Image.Image:
@@ -149,15 +163,15 @@ def _tinted(
     return Image.fromarray(tinted.astype(np.uint8))
 
 
-def _find(build: Build, image_id: str, grid: str, split: str | None) -> tuple[dict[str, Any], str]:
-    """The row of an image, and its split."""
+def _find(build: Build, image_id: str, grid: str, split: str | None) -> tuple[dict[str, Any], str, bool]:
+    """The row of an image, its split, and whether the picture in it is the model input."""
     for path, group, index in _candidates(build, image_id, grid, split):
         try:
             with pq.ParquetFile(path) as file:
                 row = file.read_row_group(group).slice(index, 1).to_pylist()[0]
         except (OSError, pa.ArrowException):
             raise _damaged(path) from None
-        return row, path.name.rsplit("-", 3)[0]
+        return row, path.name.rsplit("-", 3)[0], read_header(path).embed_size is not None
     where = f"split {split} of {build.path}" if split else str(build.path)
     raise TokenLabelsError(f"{where} holds no image {image_id!r}: the column image_id lists those it has.")
 
@@ -205,11 +219,12 @@ def _open_image(row: dict[str, Any], images: Path | None, split: str) -> Image.I
     raise TokenLabelsError(f"{images / name}: no such image file: name the folder it is in with --images.")
 
 
-def _decoded(source: Path | io.BytesIO, name: str, row: dict[str, Any]) -> Image.Image:
-    annotated = row["width"], row["height"]
+def _decoded(source: Path | io.BytesIO, name: str, row: dict[str, Any] | None) -> Image.Image:
+    """A picture as RGB, of the size that `row` says, where one is given."""
+    annotated = (row["width"], row["height"]) if row else None
     try:
         with Image.open(source) as image:
-            if image.size != annotated:
+            if annotated and image.size != annotated:
                 stored = f"{image.size[0]} x {image.size[1]}"
                 raise TokenLabelsError(
                     f"{name}: is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}: "

@@ -469,7 +469,7 @@ def test_other_names_of_categories_are_another_build(three: dict[str, Path], tmp
     names.write_text("ground\na\nb\nc\nd\n")
     make(tmp_path / "out", three, categories=str(names))
     names.write_text("ground\nd\nc\nb\na\n")
-    with pytest.raises(BuildMismatchError, match="class_list_sha256 was"):
+    with pytest.raises(BuildMismatchError, match="category_table_sha256 was"):
         make(tmp_path / "out", three, categories=str(names))
 
 

@@ -58,6 +58,40 @@ def checked_maps(
     return _decoded(split, reading, log) if reading.decode else split
 
 
+def checked_mask_files(split: Split, reading: Reading, log: FindingLog) -> Split:
+    """Check the masks to embed of a split that are not its maps, by their headers.
+
+    Args:
+        split: its records have mask files.
+        reading: what is wanted.
+        log: receives every fault; what cannot be embedded is an error there.
+
+    Returns:
+        The split without the images whose mask cannot be embedded; its file speaks for the masks as well.
+    """
+    records = split.records
+    files, maps = records.mask_files, records.maps
+    assert files is not None
+    assert split.masks is not None
+    scored = frozenset(() if maps is None else maps.files)
+    unseen = ["" if file in scored else file for file in files]
+    headers = read_headers(split.masks, unseen, ["class"] * len(unseen), reading.run)
+    usable = np.ones(len(records), np.bool_)
+    for image, (file, header) in enumerate(zip(unseen, headers, strict=True)):
+        size = int(records.widths[image]), int(records.heights[image])
+        kind, problem = (
+            check.MAP_SIZE,
+            f"is {header.size[0]} x {header.size[1]} pixels, the image {size[0]} x {size[1]}",
+        )
+        if header.fault:
+            kind, problem = KINDS[header.fault[0]], header.fault[1]
+        elif not file or header.size == size:
+            continue
+        image_id = records.image_ids[image]
+        usable[image] = log.add(kind, file, f"the mask of image {image_id} {problem}.", image_id=image_id) == "warning"
+    return replace(_summed(split, headers), records=records.keep_images(usable))
+
+
 class _Faults:
     """Faults of the maps of a split, and which images keep a usable one."""
 

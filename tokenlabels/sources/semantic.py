@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from tokenlabels import check
@@ -95,7 +93,6 @@ class SemanticSource:
             "ignore": list(self.void),
             "background": list(self.background),
             "reduce_zero_label": self.reduce_zero_label,
-            "class_list_sha256": None if self.categories is None else _digest(self.categories),
         }
 
     def read(self, reading: Reading, log: FindingLog) -> Dataset:
@@ -190,10 +187,6 @@ class SemanticSource:
         images = folder.images or folder.masks / "no-images"
         split = Split(folder.name, records, images, file, folder.masks, complete=False)
         return checked_maps(split, reading, log, headers_known=True)
-
-
-def _digest(categories: Sequence[Category]) -> str:
-    return hashlib.sha256(msgspec.json.encode(categories)).hexdigest()
 
 
 def without_annotations(

@@ -41,10 +41,10 @@ from tokenlabels.sources.base import Reading
 from tokenlabels.sources.boxes import AnnotationNotes, checked_boxes
 from tokenlabels.sources.class_list import read_class_list
 from tokenlabels.sources.map_check import listing_digest
-from tokenlabels.sources.maps import checked_maps
+from tokenlabels.sources.maps import checked_maps, checked_mask_files
 from tokenlabels.sources.names import split_name
 from tokenlabels.sources.voc_lists import ImageSet, find_lists, read_list
-from tokenlabels.sources.voc_xml import VocImage, VocObject, XmlFileError, parse_voc_xml
+from tokenlabels.sources.voc_xml import VocImage, VocObject, XmlFileError, parse_voc_xml, read_xml
 
 VOC_NAMES = (
     "aeroplane",
@@ -71,8 +71,11 @@ VOC_NAMES = (
 """The official classes; the value of a class in a mask is its place here, from 1 on."""
 
 _XML, _IMAGES, _OBJECTS, _CLASSES = "Annotations", "JPEGImages", "SegmentationObject", "SegmentationClass"
+_NEARBY = ("VOC*/Annotations", "VOCdevkit/VOC*/Annotations", "../Annotations")
+"""Where a data set is when the folder named is not quite it."""
 _LABELMAP = "labelmap.txt"
 _BACKGROUND_NAMES = frozenset({"background", "__background__", "_background_", "void", "ignore"})
+_VOID = 255
 _MASK_COST = 12_000
 """Bytes of JSON that decoding a mask takes as long as."""
 
@@ -109,9 +112,11 @@ class VocSource:
             TokenLabelsError: nothing there.
         """
         root = root or _default_root()
+        if not root.is_dir():
+            raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --sample.")
         if not (root / _XML).is_dir():
-            inner = sorted(path.name for path in root.glob("VOC*") if (path / _XML).is_dir()) if root.is_dir() else []
-            hint = f": did you mean {root / inner[-1]}?" if inner else ": name the folder that holds Annotations."
+            inner = sorted(path.parent for pattern in _NEARBY for path in root.glob(pattern) if path.is_dir())
+            hint = f": did you mean {inner[-1]}?" if inner else ": name the folder that holds Annotations."
             raise TokenLabelsError(f"{root}: no folder {_XML} in it, so this is no VOC data set{hint}")
         return cls(root, tuple(dict.fromkeys(splits)), class_list)
 
@@ -138,6 +143,10 @@ class VocSource:
             raise TokenLabelsError(
                 f"{self.root}: no {_OBJECTS} and no {_CLASSES} in it, but pixel-ratio needs masks: use --rule overlap."
             )
+        names = [split_name(chosen.name) for chosen in lists]
+        doubled = next((name for name in names if names.count(name) > 1), None)
+        if doubled is not None:
+            raise TokenLabelsError(f"{self.root}: two lists would be the split {doubled!r}: name one with --split.")
         read = [_read_images(self.root, chosen, reading, log) for chosen in lists]
         categories = self._categories([image for part in read for image in part.images])
         splits = [self._split(part, categories, reading, log) for part in read]
@@ -150,7 +159,7 @@ class VocSource:
             listed = self.root / _LABELMAP
         if listed is not None:
             found = read_class_list(listed)
-            if not any(category.name.lower() in _BACKGROUND_NAMES for category in found) and found[0].id == 0:
+            if found[0].id == 0 and found[0].name.lower() not in _BACKGROUND_NAMES:
                 found = tuple(Category(category.id + 1, category.name) for category in found)  # 0 is background
             return tuple(category for category in found if category.name.lower() not in _BACKGROUND_NAMES)
         named = {found.name for image in images for found in image.objects if found.name}
@@ -159,16 +168,18 @@ class VocSource:
 
     def _split(self, part: _Part, categories: tuple[Category, ...], reading: Reading, log: FindingLog) -> Split:
         records = _to_records(part, categories, log)
-        file = SourceFile(f"ImageSets/{part.chosen.kind}/{part.chosen.name}.txt", part.size, part.sha256)
+        file = SourceFile(part.chosen.file, part.size, part.sha256)
         split = Split(split_name(part.chosen.name), records, self.root / _IMAGES, file, complete=False)
         if reading.masks:
             split = self._with_maps(split, part, categories, reading, log)
         elif self._has(_OBJECTS) or self._has(_CLASSES):
             self._report_missing_masks(split, part, log)
         if reading.embed_masks:
-            names = [f"{_CLASSES}/{image_id}.png" for image_id in split.records.image_ids]
-            files = [name if (self.root / name).is_file() else "" for name in names]
-            split = replace(split, masks=self.root, records=replace(split.records, mask_files=files))
+            present = _names(self.root / _CLASSES)
+            names = [f"{image_id}.png" for image_id in split.records.image_ids]
+            files = [f"{_CLASSES}/{name}" if name in present else "" for name in names]
+            split = replace(split, masks=self.root, mask_fill=_VOID, records=replace(split.records, mask_files=files))
+            split = checked_mask_files(split, reading, log)
         return split
 
     def _with_maps(
@@ -227,9 +238,9 @@ def _names(folder: Path) -> frozenset[str]:
 
 def _class_values(categories: Sequence[Category]) -> ClassValues:
     meant = np.full(256, NO_MEANING, np.int32)
-    meant[0], meant[255] = BACKGROUND_VALUE, VOID_VALUE
+    meant[0], meant[_VOID] = BACKGROUND_VALUE, VOID_VALUE
     for index, category in enumerate(categories):
-        if 0 < category.id < 255:
+        if 0 < category.id < _VOID:
             meant[category.id] = index
     return ClassValues(meant, np.ones(len(categories), np.bool_))
 
@@ -255,7 +266,7 @@ def _read_images(root: Path, chosen: ImageSet, reading: Reading, log: FindingLog
     for image_id in image_ids:
         path = root / _XML / f"{image_id}.xml"
         try:
-            data = path.read_bytes()
+            data = read_xml(path)
             image = parse_voc_xml(data, image_id)
         except FileNotFoundError:
             message = f"image {image_id} is listed, but there is no {_XML}/{image_id}.xml: add it, or mend the list."
@@ -281,7 +292,7 @@ def _size_of(image: VocImage, root: Path, log: FindingLog) -> tuple[int, int] | 
     """(width, height), from the picture where the XML does not say; None, reported, where neither does."""
     if 1 <= image.width <= MAX_IMAGE_SIDE and 1 <= image.height <= MAX_IMAGE_SIDE:
         return image.width, image.height
-    stored = stored_size(root / _IMAGES / _file_name(image)) if not image.width and not image.height else None
+    stored = stored_size(root / _IMAGES / _file_name(image)) if not image.width or not image.height else None
     if stored is None:
         said = f"said to be {image.width} x {image.height} pixels" if image.width or image.height else "without <size>"
         message = f"image {image.image_id} is {said}, and {_IMAGES}/{_file_name(image)} cannot tell: give the size."

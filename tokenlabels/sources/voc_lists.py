@@ -6,6 +6,7 @@ difficult ones, -1 not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ _SETS = "ImageSets"
 _KINDS = ("Main", "Segmentation")
 _PREFERRED = "trainval"
 _MAX_BYTES = 256 << 20
-_FLAGS = frozenset({"-1", "0", "1"})
+_BEGINNING = 1 << 16
+_FLAGGED = re.compile(r"(.*\S)\s+(-1|0|1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class ImageSet:
 
     @property
     def file(self) -> str:
-        """The path inside the data set, for messages."""
+        """The path inside the data set, for messages and the manifest."""
         return self.path.name if self.everything else f"{_SETS}/{self.kind}/{self.path.name}"
 
 
@@ -64,6 +66,8 @@ def find_lists(
         names = sorted({name for lists in available.values() for name in lists})
         wanted = [_PREFERRED] if _PREFERRED in names else []
         wanted = wanted or [name for name in names if _is_split(available[kind].get(name) or available[other][name])]
+        if not wanted:
+            raise TokenLabelsError(f"{root}: every list in {_SETS} is of one class or empty: name one with --split.")
     found = []
     for name in wanted:
         held = next((each for each in (kind, other) if name in available[each]), None)
@@ -85,18 +89,28 @@ def _is_split(path: Path) -> bool:
     """Whether a list is that of a split: neither of one class nor empty."""
     try:
         with path.open("rb") as file:
-            fields = file.readline(4096).decode("utf-8", "replace").split()
+            whole_lines, _, rest = file.read(_BEGINNING).decode("utf-8", "replace").rpartition("\n")
     except OSError:
         return True  # reading it will say why
-    return bool(fields) and not (len(fields) == 2 and fields[1] in _FLAGS)
+    entries = _entries(whole_lines or rest)
+    return bool(entries) and not any(flag for _, flag in entries)
 
 
-def _entry(line: str) -> tuple[str, str]:
-    """Id and flag of a line, the flag empty where there is none; an id may hold spaces."""
-    fields = line.rsplit(maxsplit=1)
-    if len(fields) == 2 and fields[1] in _FLAGS:
-        return fields[0].strip(), fields[1]
-    return line.strip(), ""
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _entries(text: str) -> list[tuple[str, str]]:
+    """Id and flag of every line, flags empty where not every line has one: then it is ids that hold spaces."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    flagged = [_FLAGGED.fullmatch(line) for line in lines]
+    if all(flagged):
+        return [(found[1], found[2]) for found in flagged if found]
+    return [(line, "") for line in lines]
 
 
 def read_list(chosen: ImageSet, log: FindingLog) -> tuple[list[str], bytes]:
@@ -109,6 +123,10 @@ def read_list(chosen: ImageSet, log: FindingLog) -> tuple[list[str], bytes]:
         names = sorted(path.stem for path in chosen.path.glob("*.xml"))
         if not names:
             raise AnnotationFileError(chosen.path, "holds no XML files: name another --root.")
+        foreign = [name for name in names if not _is_text(name)]
+        for name in foreign:
+            log.add(check.LIST_PATH, chosen.file, f"the file name {ascii(name)[1:-1]}.xml is no UTF-8 text: rename it.")
+        names = [name for name in names if name not in foreign]
         return names, "\n".join(names).encode()
     try:
         if chosen.path.stat().st_size > _MAX_BYTES:
@@ -120,9 +138,8 @@ def read_list(chosen: ImageSet, log: FindingLog) -> tuple[list[str], bytes]:
     except OSError as fault:
         raise AnnotationFileError(chosen.path, f"cannot be read ({fault.strerror}).") from None
     ids: dict[str, None] = {}
-    for line in text.splitlines():
-        image_id, flag = _entry(line)
-        if not image_id or flag == "-1":
+    for image_id, flag in _entries(text):
+        if flag == "-1":
             continue
         if "/" in image_id or not is_inside(image_id):
             message = f"the id {image_id[:200]!r} is no plain name: an id is that of an XML file, without suffix."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 16 << 20
@@ -68,14 +69,26 @@ class _NoDocumentType(ElementTree.TreeBuilder):
         raise XmlFileError("has a document type (DOCTYPE), which may hold entities: it is not read; remove it")
 
 
+def read_xml(path: Path) -> bytes:
+    """The content of an annotation file.
+
+    Raises:
+        OSError: it cannot be read.
+        XmlFileError: it is absurdly large.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise XmlFileError(f"is larger than {MAX_BYTES >> 20} MiB: this is no annotation of one image")
+    return data
+
+
 def parse_voc_xml(data: bytes, image_id: str) -> VocImage:
     """Read one annotation.
 
     Raises:
-        XmlFileError: no XML, not an annotation, with a document type, or absurdly large.
+        XmlFileError: no XML, not an annotation, or with a document type.
     """
-    if len(data) > MAX_BYTES:
-        raise XmlFileError(f"is larger than {MAX_BYTES >> 20} MiB: this is no annotation of one image")
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDocumentType()))  # noqa: S314  see above
     except ElementTree.ParseError as fault:
