@@ -45,6 +45,8 @@ def voc(sample_root: Path, tmp_path: Path) -> Path:
     ids = sorted(path.stem for path in (root / "Annotations").iterdir())[:6]
     for folder in ("Main", "Segmentation"):
         (root / "ImageSets" / folder / "trainval.txt").write_text("\n".join(ids))
+    file = root / "Annotations" / f"{ids[2]}.xml"
+    file.write_text(file.read_text().replace("<segmented>1", "<segmented>0"))
     (root / "SegmentationClass" / f"{ids[2]}.png").unlink()
     (root / "SegmentationObject" / f"{ids[2]}.png").unlink()
     return root
