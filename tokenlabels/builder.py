@@ -7,7 +7,6 @@ knows which are finished, so that a killed build goes on where it was.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,10 +49,13 @@ from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.sources.semantic_options import SemanticOptions
 from tokenlabels.tasks import ShardTask, refusal
+from tokenlabels.threads import MAX_THREADS, cores
 from tokenlabels.totals import totals
 
 _BYTES_PER_WORKER = 24 << 20
 """Annotation bytes below which a further worker process costs more than it saves."""
+
+_FEW_CORES = 4
 
 _MAX_SHARDS = 99_999
 
@@ -290,10 +292,18 @@ def new_log(options: BuildOptions, source: Source) -> FindingLog:
 
 
 def work_of(source: Source, options: BuildOptions) -> int:
-    """What a build has to do, as bytes of JSON that take as long; resizing pictures pays for every core."""
-    if options.embed_size is not None:
+    """What a build has to do, as bytes of JSON that take as long.
+
+    Resizing pictures pays for every core; on few of them threads do as well as processes, and start at once.
+    """
+    if options.embed_size is not None and cores() > _FEW_CORES:
         return sys.maxsize
     return source.input_bytes(masks=options.rule.kind.reads_masks)
+
+
+def threads_of(executor: Executor) -> int:
+    """Threads that each worker may use."""
+    return max(1, min(MAX_THREADS, cores() // executor.workers))
 
 
 def make_executor(workers: int | None, input_bytes: int) -> Executor:
@@ -301,8 +311,7 @@ def make_executor(workers: int | None, input_bytes: int) -> Executor:
     if workers is not None and not 1 <= workers <= 1024:
         raise ParameterError(f"workers {workers} is out of range: 1 to 1024.")
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = max(1, min(cores, input_bytes // _BYTES_PER_WORKER))
+        workers = max(1, min(cores(), input_bytes // _BYTES_PER_WORKER))
     return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 
 
@@ -467,7 +476,7 @@ def _run(
     progress: Progress,
 ) -> list[JournalEntry]:
     """Write the shards that are not finished; returns the journal of all, in the order of the manifest."""
-    tasks = _tasks(folder, plan, options, finished)
+    tasks = _tasks(folder, plan, options, finished, threads_of(executor))
     progress.stage("building shards", plan.images)
     progress.advance(sum(entry.shard.rows for entry in finished.values()) // len(options.grids))
     entries = dict(finished)
@@ -496,7 +505,7 @@ def _planned_files(plan: Plan, options: BuildOptions) -> list[str]:
 
 
 def _tasks(
-    folder: Path, plan: Plan, options: BuildOptions, finished: Mapping[str, JournalEntry]
+    folder: Path, plan: Plan, options: BuildOptions, finished: Mapping[str, JournalEntry], threads: int
 ) -> Iterator[ShardTask]:
     counts = _shard_counts(plan, options)
     for split, sizes, total in zip(plan.dataset.splits, plan.image_bytes, counts, strict=True):
@@ -520,6 +529,7 @@ def _tasks(
                 image_bytes=None if sizes is None else sizes[start:stop],
                 source_name=split.file.file,
                 records=_needed(records, options),
+                threads=threads,
             )
 
 

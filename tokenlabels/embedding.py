@@ -6,14 +6,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenlabels.annotations import Records
 from tokenlabels.errors import TokenLabelsError
 from tokenlabels.grid import PatchGrid
-
-if TYPE_CHECKING:
-    from PIL import Image
+from tokenlabels.threads import in_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +43,10 @@ class Embedded:
 class Pictures:
     """The pictures of one block; read once where every grid stores the same."""
 
-    def __init__(self, embedding: Embedding, block: Records) -> None:
+    def __init__(self, embedding: Embedding, block: Records, threads: int = 1) -> None:
         self._embedding = embedding
         self._block = block
+        self._threads = threads
         self._files: Embedded | None = None
 
     def of(self, grid: PatchGrid) -> Embedded:
@@ -74,24 +72,25 @@ class Pictures:
 
         chosen, block = self._embedding, self._block
         fixed = size if grid.resize == "squash" else None
-
-        def picture(image: Image.Image) -> Image.Image:
-            return model_input(image, grid, fixed)
-
-        mask = functools.partial(model_input_mask, grid=grid, size=fixed, fill=chosen.mask_fill)
         sizes = list(zip(block.widths.tolist(), block.heights.tolist(), strict=True))
-        images, masks = None, None
-        if chosen.images is not None:
-            images = [
-                encode_input(chosen.images / name, stored, picture, chosen.quality)
-                for name, stored in zip(block.file_names, sizes, strict=True)
-            ]
-        if chosen.masks is not None:
-            masks = [
-                encode_input_mask(chosen.masks / name, stored, mask) if name else None
-                for name, stored in zip(block.mask_files or (), sizes, strict=True)
-            ]
-        return images, masks
+        change_picture = functools.partial(model_input, grid=grid, size=fixed)
+        change_mask = functools.partial(model_input_mask, grid=grid, size=fixed, fill=chosen.mask_fill)
+
+        def picture(row: int) -> bytes:
+            assert chosen.images is not None
+            return encode_input(chosen.images / block.file_names[row], sizes[row], change_picture, chosen.quality)
+
+        def mask(row: int) -> bytes | None:
+            assert chosen.masks is not None
+            assert block.mask_files is not None
+            file = block.mask_files[row]
+            return encode_input_mask(chosen.masks / file, sizes[row], change_mask) if file else None
+
+        rows = range(len(block))
+        return (
+            None if chosen.images is None else in_threads(picture, rows, self._threads),
+            None if chosen.masks is None else in_threads(mask, rows, self._threads),
+        )
 
 
 def _bytes(path: Path) -> bytes:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from tokenlabels import check
 from tokenlabels.annotations import MAX_PIXELS, MapEncoding
 from tokenlabels.check import Kind
+from tokenlabels.png_values import GREY, PALETTE, RGB, SIGNATURE, Png, PngHeader, parse_png, png_values
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
-_PNG_GREY = 0
 _EIGHT_BITS = frozenset({"P", "L", "1"})
 _SIXTEEN_BITS = frozenset({"I", "I;16", "I;16B", "I;16L"})
 
@@ -44,8 +40,9 @@ def map_size(data: bytes, encoding: MapEncoding) -> tuple[int, int]:
         MapFileError: it is no image, is cut short or damaged, claims absurdly many pixels, or its mode cannot hold such
             values.
     """
-    if data.startswith(_PNG) and not _is_whole_png(data):
-        raise MapFileError(check.MAP_UNREADABLE, "is cut short or damaged: fetch it again")
+    png = _whole_png(data)
+    if png is not None and _is_plain(png.header, encoding):
+        return png.header.width, png.header.height
     with _opened(data) as image:
         _check_mode(image, encoding)
         return image.size
@@ -65,13 +62,18 @@ def read_map(data: bytes, encoding: MapEncoding, size: tuple[int, int]) -> NDArr
     Raises:
         MapFileError: see `map_size`; or it has another size.
     """
+    png = _whole_png(data)
+    if png is not None and _is_plain(png.header, encoding) and (png.header.width, png.header.height) == size:
+        values = png_values(png)
+        if values is not None:
+            return values
     with _opened(data) as image:
         _check_mode(image, encoding)
         if image.size != size:
             stored = f"{image.size[0]} x {image.size[1]}"
             raise MapFileError(check.MAP_SIZE, f"is {stored} pixels, the image {size[0]} x {size[1]}: make it anew")
         try:
-            pixels = np.asarray(image)
+            pixels = np.array(image)  # a copy, as kernels are compiled for arrays that can be written
         except (OSError, ValueError, SyntaxError, EOFError):
             raise MapFileError(check.MAP_UNREADABLE, "is cut short or damaged: fetch it again") from None
     return _stored_values(pixels, data)
@@ -97,6 +99,26 @@ def value_picture(data: bytes) -> Image.Image:
         return picture
 
 
+def _whole_png(data: bytes) -> Png | None:
+    """The parts of a PNG, None where it is another format.
+
+    Raises:
+        MapFileError: it is cut short or damaged; Pillow would not look at the checksum of pixels.
+    """
+    if not data.startswith(SIGNATURE):
+        return None
+    png = parse_png(data)
+    if png is None:
+        raise MapFileError(check.MAP_UNREADABLE, "is cut short or damaged: fetch it again")
+    return png
+
+
+def _is_plain(header: PngHeader, encoding: MapEncoding) -> bool:
+    """Whether a header alone says that the file can hold such values, and is of a sensible size."""
+    fine = header.colour == RGB if encoding == "rgb" else header.colour in (GREY, PALETTE)
+    return fine and header.depth == 8 and 0 < header.width * header.height <= MAX_PIXELS
+
+
 def _stored_values(pixels: NDArray[Any], data: bytes) -> NDArray[np.uint8]:
     """The values that a file holds, from the pixels that Pillow makes of them."""
     if pixels.dtype == np.bool_:
@@ -120,22 +142,6 @@ def _opened(data: bytes) -> Image.Image:
     return image
 
 
-def _is_whole_png(data: bytes) -> bool:
-    """Whether every chunk is there, up to the last, with its checksum; Pillow does not look at that of pixels."""
-    start = len(_PNG)
-    while start + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, start)
-        stop = start + 8 + length
-        if stop + 4 > len(data):
-            return False
-        if kind in _PNG_CRITICAL and zlib.crc32(data[start + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
-            return False
-        if kind == b"IEND":
-            return True
-        start = stop + 4
-    return False
-
-
 def _check_mode(image: Image.Image, encoding: MapEncoding) -> None:
     mode = image.mode
     if encoding == "rgb":
@@ -154,6 +160,6 @@ def _check_mode(image: Image.Image, encoding: MapEncoding) -> None:
 
 def _grey_scale(data: bytes) -> int:
     """What Pillow multiplied the grey values of a PNG of 2 or 4 bits by."""
-    if data.startswith(_PNG) and data[25] == _PNG_GREY:
+    if data.startswith(SIGNATURE) and data[25] == GREY:
         return {2: 85, 4: 17}.get(data[24], 1)
     return 1

@@ -20,7 +20,7 @@ from tokenlabels.annotations import (
 )
 from tokenlabels.coverage import FOREGROUND, ROLE_OF_POLICY, SKIP
 from tokenlabels.grid import GridAxes
-from tokenlabels.map_areas import map_cell_shares, segments_of_colours
+from tokenlabels.map_areas import map_cell_shares, segments_of_colours, words_of
 from tokenlabels.map_files import MapFileError, read_map
 from tokenlabels.rules import RuleSpec
 
@@ -123,11 +123,13 @@ def score_maps(
             size = int(records.widths[image]), int(records.heights[image])
             found = open_map(maps, image, size, spec)
             seen = np.zeros(len(found.roles), np.bool_)
+            words = words_of(found.values)
             for start, axes in zip(starts[:, image].tolist(), grids, strict=True):
                 rows, cols = int(axes.rows[image]), int(axes.cols[image])
                 cells = slice(start, start + rows * cols)
                 map_cell_shares(
                     found.values,
+                    words,
                     found.roles,
                     found.categories,
                     maps.category_count,

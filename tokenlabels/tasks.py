@@ -38,6 +38,7 @@ class ShardTask:
         image_bytes: int64 (n,), bytes of the pictures of each image; they decide the row groups. None: no pictures.
         source_name: annotation file name, for findings.
         records: the n images of the shard.
+        threads: that resize pictures.
     """
 
     out: Path
@@ -50,6 +51,7 @@ class ShardTask:
     image_bytes: NDArray[np.int64] | None
     source_name: str
     records: Records
+    threads: int = 1
 
 
 def write_shards(task: ShardTask) -> list[JournalEntry]:
@@ -85,7 +87,7 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
                 raise refusal(source_format, block, fault) from None
             notes.take(block, found)
             sums = [before + LabelSums.of(labels) for before, labels in zip(sums, labelled, strict=True)]
-            pictures = Pictures(task.embedding, block)
+            pictures = Pictures(task.embedding, block, task.threads)
             for writer, labels, grid in zip(writers, labelled, grids, strict=True):
                 if writer:
                     embedded = pictures.of(grid)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokenlabels.annotations import NO_CATEGORY
 from tokenlabels.coverage import FOREGROUND, IGNORED, SKIP
 from tokenlabels.grid import PatchGrid
-from tokenlabels.map_areas import map_cell_shares, segments_of_colours
+from tokenlabels.map_areas import map_cell_shares, segments_of_colours, words_of
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -61,6 +61,7 @@ def shares_of(
     )
     map_cell_shares(
         values,
+        words_of(values),
         np.array(roles, np.uint8),
         np.array(categories, np.uint16),
         category_count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from tokenlabels import check
 from tokenlabels.annotations import LabelMaps, MapEncoding
 from tokenlabels.executors import Run
+from tokenlabels.images import stored_size
 from tokenlabels.map_files import MapFileError, map_size, read_map
 from tokenlabels.rules import RuleSpec
 
@@ -21,12 +23,17 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeaderChunk:
-    """Some mask files: their number of the first, folder, names and encodings; names may be empty."""
+    """Some mask files: the number of the first, folder, names and encodings; pictures to measure, with their folder.
+
+    Names may be empty.
+    """
 
     start: int
     folder: Path
     files: Sequence[str]
     encodings: Sequence[MapEncoding]
+    images: Path | None
+    pictures: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,14 @@ class MapHeader:
         sha256: hex digest of its content, empty where it cannot be read.
         size: (width, height), zeros where there is a fault.
         fault: number of the kind and what is wrong, or None.
+        picture: (width, height) of its picture, None where it was not asked for or cannot be read.
     """
 
     bytes: int = 0
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
     fault: tuple[str, str] | None = None
+    picture: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,12 +80,21 @@ class MapFindings:
     empty: tuple[tuple[int, int], ...]
 
 
-def read_headers(folder: Path, files: Sequence[str], encodings: Sequence[MapEncoding], run: Run) -> list[MapHeader]:
-    """The headers of n mask files, in order; nothing is decoded."""
+def read_headers(
+    folder: Path,
+    files: Sequence[str],
+    encodings: Sequence[MapEncoding],
+    run: Run,
+    *,
+    images: Path | None = None,
+    pictures: Sequence[str] = (),
+) -> list[MapHeader]:
+    """The headers of n mask files, in order, and the sizes of their n pictures; nothing is decoded."""
     found: list[MapHeader] = [MapHeader()] * len(files)
     chunks = (
-        HeaderChunk(start, folder, files[start : start + _CHUNK], encodings[start : start + _CHUNK])
+        HeaderChunk(start, folder, files[part], encodings[part], images, pictures[part])
         for start in range(0, len(files), _CHUNK)
+        for part in [slice(start, start + _CHUNK)]
     )
     for start, headers in run("tokenlabels.sources.map_check:headers_of", chunks):
         found[start : start + len(headers)] = headers
@@ -85,13 +103,18 @@ def read_headers(folder: Path, files: Sequence[str], encodings: Sequence[MapEnco
 
 def headers_of(chunk: HeaderChunk) -> tuple[int, list[MapHeader]]:
     """Task of `read_headers`."""
-    return chunk.start, [
-        _header(chunk.folder / file, encoding) if file else MapHeader()
-        for file, encoding in zip(chunk.files, chunk.encodings, strict=True)
-    ]
+    pictures = chunk.pictures if chunk.images is not None else [""] * len(chunk.files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
+        return chunk.start, [
+            _header(chunk.folder / file, encoding, chunk.images / picture if chunk.images and picture else None)
+            if file
+            else MapHeader()
+            for file, encoding, picture in zip(chunk.files, chunk.encodings, pictures, strict=True)
+        ]
 
 
-def _header(path: Path, encoding: MapEncoding) -> MapHeader:
+def _header(path: Path, encoding: MapEncoding, picture: Path | None = None) -> MapHeader:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -100,9 +123,10 @@ def _header(path: Path, encoding: MapEncoding) -> MapHeader:
         return MapHeader(fault=(check.MAP_UNREADABLE.number, f"cannot be read ({fault.strerror})"))
     digest = hashlib.sha256(data).hexdigest()
     try:
-        return MapHeader(len(data), digest, map_size(data, encoding))
+        size = map_size(data, encoding)
     except MapFileError as fault:
         return MapHeader(len(data), digest, fault=(fault.kind.number, fault.problem))
+    return MapHeader(len(data), digest, size, picture=None if picture is None else stored_size(picture))
 
 
 def check_maps(maps: LabelMaps, widths: NDArray[np.int32], heights: NDArray[np.int32], run: Run) -> MapFindings:

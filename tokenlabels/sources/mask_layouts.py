@@ -80,8 +80,11 @@ def find_layout(root: Path, splits: Sequence[str] = ()) -> MaskLayout | None:
         None where the folder has no such layout.
 
     Raises:
-        TokenLabelsError: it has, but not such a split; or two of its splits would have the same name.
+        TokenLabelsError: no such folder; or it has a layout, but not such a split; or two of its splits would have the
+            same name.
     """
+    if not root.is_dir():
+        raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --masks.")
     layout = _by_lists(root) or _by_folders(root)
     if layout is None:
         return None

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from tokenlabels.annotations import (
 )
 from tokenlabels.check import KINDS, FindingLog
 from tokenlabels.errors import ParameterError, TokenLabelsError
-from tokenlabels.images import stored_size
 from tokenlabels.rules import RuleName
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.map_check import MapHeader, largest_value, listing_digest, read_headers
@@ -36,7 +33,6 @@ from tokenlabels.sources.maps import checked_maps
 from tokenlabels.sources.mask_layouts import MaskFolder, MaskPair, find_pairs
 from tokenlabels.sources.paths import is_inside
 
-_THREADS = 8
 _MASK_COST = 12_000
 """Bytes of JSON that decoding a mask takes as long as."""
 
@@ -121,7 +117,14 @@ class SemanticSource:
                 log.add(check.IMAGE_PATH, folder.masks.name, message, image_id=pair.image_id)
         if reading.limit is not None:
             pairs = pairs[: reading.limit]
-        headers = read_headers(folder.masks, [pair.mask for pair in pairs], ["class"] * len(pairs), reading.run)
+        headers = read_headers(
+            folder.masks,
+            [pair.mask for pair in pairs],
+            ["class"] * len(pairs),
+            reading.run,
+            images=folder.images,
+            pictures=[pair.image for pair in pairs],
+        )
         kept = []
         for pair, header in zip(pairs, headers, strict=True):
             if header.fault:
@@ -160,7 +163,7 @@ class SemanticSource:
         reading: Reading,
         log: FindingLog,
     ) -> Split:
-        fine = _sizes_agree(folder, pairs, headers, log)
+        fine = _sizes_agree(pairs, headers, log)
         pairs = [pair for pair, kept in zip(pairs, fine, strict=True) if kept]
         headers = [header for header, kept in zip(headers, fine, strict=True) if kept]
         sizes = np.array([header.size for header in headers], np.int32).reshape(-1, 2)
@@ -209,21 +212,14 @@ def without_annotations(
     )
 
 
-def _sizes_agree(
-    folder: MaskFolder, pairs: Sequence[MaskPair], headers: Sequence[MapHeader], log: FindingLog
-) -> list[bool]:
+def _sizes_agree(pairs: Sequence[MaskPair], headers: Sequence[MapHeader], log: FindingLog) -> list[bool]:
     """Whether each mask has the size of its picture, where there is one that can be read; others are reported."""
-    if folder.images is None:
-        return [True] * len(pairs)
-    images = folder.images
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
-        stored = list(pool.map(lambda pair: stored_size(images / pair.image) if pair.image else None, pairs))
     fine = []
-    for pair, header, size in zip(pairs, headers, stored, strict=True):
-        agrees = size is None or size == header.size
-        if size is not None and not agrees:
-            message = f"the mask is {header.size[0]} x {header.size[1]} pixels, the image {size[0]} x {size[1]}."
+    for pair, header in zip(pairs, headers, strict=True):
+        agrees = header.picture in (None, header.size)
+        if header.picture is not None and not agrees:
+            wide, high = header.picture
+            message = f"the mask is {header.size[0]} x {header.size[1]} pixels, the image {wide} x {high}."
             agrees = log.add(check.MAP_SIZE, pair.mask, message, image_id=pair.image_id) != "error"
         fine.append(agrees)
     return fine
