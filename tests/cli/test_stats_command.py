@@ -114,13 +114,18 @@ def test_tables_of_several_builds(invoke: Invoke, overlap: Build, masks: Build, 
 
 
 def test_names_from_data_do_not_steer_the_terminal(
-    invoke: Invoke, document: dict[str, Any], write_json: Callable[[Path, Any], Path], tmp_path: Path
+    invoke: Invoke,
+    document: dict[str, Any],
+    write_json: Callable[[Path, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     document["categories"] = [{"id": 1, "name": "[red]\x1b[2Jx[/red]"}, {"id": 3, "name": "[/oops]"}]
     document["annotations"][0]["bbox"] = [2, 3, 1, 1]
     document["images"][0]["file_name"] = "\x1b[2J.png"
     path = write_json(tmp_path / "instances_mine.json", document)
-    build = tokenlabels.build("coco", annotations=path, out=tmp_path / "[bold]out")
+    build = tokenlabels.build("coco", annotations=path, out="[bold]out")
     assert tokenlabels.statistics(build).lost_objects == 1
     for words in ([build.path], [build.path, build.path]):
         text = fine(invoke("stats", *words))
