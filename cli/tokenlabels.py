@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
@@ -27,6 +27,7 @@ from tokenlabels import __version__
 
 if TYPE_CHECKING:
     from tokenlabels.sources.base import Source
+    from tokenlabels.sources.semantic_options import SemanticOptions
 
 app = typer.Typer(
     help="Turn COCO, VOC and semantic masks into Parquet shards with one foreground/background label per ViT patch.",
@@ -451,6 +452,16 @@ def sample(
             print_line(f"next: {shlex.join(['tokenlabels', 'build', 'coco', '--root', str(out)])}")
 
 
+Meaning: TypeAlias = tuple[list[int] | None, list[int] | None, bool, str | None, str | None]
+"""Of the values of semantic masks: ignored, background, whether 0 is a label, what stuff is, end of file names."""
+
+
+def _semantic_options(meaning: Meaning) -> SemanticOptions | None:
+    from tokenlabels.sources.semantic_options import SemanticOptions
+
+    return SemanticOptions.make(*meaning)
+
+
 class Places(NamedTuple):
     """Where a person says the data are."""
 
@@ -467,7 +478,7 @@ def _located(
     source: SourceName,
     places: Places,
     class_list: str | None,
-    meaning: tuple[list[int] | None, list[int] | None, bool, str | None, str | None],
+    meaning: Meaning,
     beside: Path,
     *,
     keep: bool,
@@ -475,9 +486,8 @@ def _located(
     """The source that the options name; a sample is drawn beside the build, or thrown away again."""
     from tokenlabels.errors import ParameterError
     from tokenlabels.sources.locate import find_source
-    from tokenlabels.sources.semantic_options import SemanticOptions
 
-    semantic = SemanticOptions.make(*meaning)
+    semantic = _semantic_options(meaning) if any(value not in (None, False) for value in meaning) else None
     named = places.root, places.annotations, places.images, places.masks
     if not places.sample:
         root, annotations, images, masks = named

@@ -47,7 +47,6 @@ from tokenlabels.shards import SCHEMA_VERSION, Columns, ShardHeader, build_table
 from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
-from tokenlabels.sources.semantic_options import SemanticOptions
 from tokenlabels.tasks import ShardTask, refusal
 from tokenlabels.threads import MAX_THREADS, cores
 from tokenlabels.totals import totals
@@ -184,6 +183,8 @@ def build(
         OutputError: the folder cannot be written, or is not ours; `BuildMismatchError` where it holds another build.
         TokenLabelsError: the data cannot be read.
     """
+    from tokenlabels.sources.semantic_options import SemanticOptions
+
     class_list, names = split_categories(source, categories)
     found = find_source(
         source,

@@ -87,3 +87,12 @@ def test_an_edit_in_another_file_of_the_package_reaches_a_cached_kernel(tmp_path
         )
         answers.append(answer.stdout)
     assert answers == ["41\n", "42\n"]
+
+
+def test_reading_sources_does_not_load_the_compiler() -> None:
+    """A parent of worker processes would wait a second for it."""
+    modules = ["builder", "sources.coco", "sources.voc", "sources.semantic_options", "stats", "report"]
+    code = f"import sys; import {', '.join(f'tokenlabels.{name}' for name in modules)}\n"
+    code += "print('numba' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert answer.stdout.strip() == "False"

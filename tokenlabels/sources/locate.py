@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenlabels.errors import ParameterError
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.coco import CocoSource
-from tokenlabels.sources.semantic_options import SemanticOptions, data_card_names, locate_semantic
-from tokenlabels.sources.voc import VocSource
+
+if TYPE_CHECKING:
+    from tokenlabels.sources.semantic_options import SemanticOptions
 
 FORMATS = ("coco", "voc", "semantic")
 
@@ -66,8 +67,12 @@ def find_source(
         None if path is None else Path(path) for path in (root, annotations, images, masks)
     )
     if source == "voc":
+        from tokenlabels.sources.voc import VocSource
+
         return VocSource.locate(root, splits=splits, class_list=None if class_list is None else Path(class_list))
     if source == "semantic":
+        from tokenlabels.sources.semantic_options import SemanticOptions, locate_semantic
+
         return locate_semantic(
             root,
             annotations=annotations,
@@ -91,9 +96,15 @@ def split_categories(
         ParameterError: two lists.
     """
     texts = [str(categories)] if isinstance(categories, (str, Path)) else list(categories or ())
-    cards = data_card_names() if source == "semantic" else ()
+    cards = _data_card_names() if source == "semantic" else ()
     lists = [text for text in texts if source in ("voc", "semantic") and (Path(text).is_file() or text in cards)]
     if len(lists) > 1:
         raise ParameterError(f"two lists of categories ({', '.join(lists)}): name one.")
     names = [text for text in texts if text not in lists]
     return (lists[0] if lists else None), (names or None)
+
+
+def _data_card_names() -> tuple[str, ...]:
+    from tokenlabels.sources.semantic_options import data_card_names
+
+    return data_card_names()
