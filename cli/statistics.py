@@ -119,7 +119,8 @@ def _overview_rows(builds: Sequence[Figures]) -> Iterable[tuple[str, list[str]]]
     yield "share of foreground", [_percent(each.fg_share) for each in builds]
     yield "images without foreground", [f"{each.empty_images:,} ({_percent(each.empty_share)})" for each in builds]
     if any(each.annotations for each in builds):
-        yield "objects without a patch", [f"{each.lost_objects:,} ({_percent(each.lost_share)})" for each in builds]
+        lost = [f"{each.lost_objects:,} ({_percent(each.lost_share)})" if each.annotations else "-" for each in builds]
+        yield "objects without a patch", lost
     yield (
         "accuracy of the commoner label",
         [f"{_percent(each.baselines.majority)} (always {each.baselines.majority_label})" for each in builds],

@@ -223,3 +223,14 @@ def test_builds_alike_on_different_grids_have_names_of_their_own(
     heading = fine(invoke("stats", overlap.path, other.path)).splitlines()[2]
     assert "overlap 0.5 (out)" in heading
     assert "overlap 0.5 (other)" in heading
+
+
+def test_builds_of_splits_by_other_names_say_why_they_are_not_compared(
+    invoke: Invoke, overlap: Build, sample_root: Path, tmp_path: Path
+) -> None:
+    root = sample_root / "VOCdevkit" / "VOC2012"
+    maps = tokenlabels.build("semantic", root=root, split="train", out=tmp_path / "maps")
+    text = fine(invoke("stats", overlap.path, maps.path))
+    assert "they share no images: none has the same split and image_id in all of them." in text
+    lost = next(line for line in text.splitlines() if "objects without a patch" in line)
+    assert lost.rstrip(" │").endswith("-"), "masks name no objects to lose"

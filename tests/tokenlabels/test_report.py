@@ -524,8 +524,8 @@ class TestBuilds:
         assert "87.50%" in text
         assert "0.500" in text
         assert data_of(page, "comparison")["agreement"]["images"] == 16
-        page = page_of(sample_build, sample_figures, tmp_path, comparison=Comparison([other], None, "Other grids."))
-        assert "Other grids." in Elements(page).text
+        page = page_of(sample_build, sample_figures, tmp_path, comparison=Comparison([other], None, "other grids"))
+        assert "No agreement of labels: other grids." in Elements(page).text
 
 
 class TestWriting:

@@ -730,7 +730,8 @@ def test_a_shard_that_was_changed_is_one_sentence(damage: str, small: Build) -> 
 
 @pytest.mark.parametrize("policy", ["crowd", "void", "difficult"])
 def test_whatever_is_ignored_needs_its_column(policy: str, sample_root: Path, tmp_path: Path) -> None:
-    build = tokenlabels.build("coco", root=sample_root, out=tmp_path / "labels", **{policy: "ignore"})
+    options: dict[str, Any] = {policy: "ignore"}
+    build = tokenlabels.build("coco", root=sample_root, out=tmp_path / "labels", **options)
     edit(build.files()[0], lambda table: table.drop_columns("ignored"))
     with pytest.raises(NotABuildError, match="has no column 'ignored'"):
         tokenlabels.statistics(build)

@@ -196,7 +196,7 @@ def compared(comparison: Comparison | None) -> str:
     side = card("Builds side by side", "Each on its own images.", table("Builds", columns, rows), wide=True)
     agreement = comparison.agreement
     if agreement is None:
-        return side + _nothing("Agreement", comparison.reason or "These builds cannot be compared patch by patch.")
+        return side + _nothing("Agreement", f"No agreement of labels: {comparison.reason}.")
     lead = (
         f"Over {count(agreement.patches)} patches of {count(agreement.images)} images that all builds hold and none "
         "ignores. Kappa is agreement beyond chance: 0 for chance, 1 for equal labels."
