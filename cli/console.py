@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -53,6 +54,24 @@ def print_table(table: Table) -> None:
 def print_line(text: str) -> None:
     """A plain line on stdout, unwrapped."""
     print(printable(text))  # noqa: T201
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help has its options in the groups that `rich_help_panel` names, as plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, the groups in order, and last what is in none of them."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            plain = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or plain, []).append(record)
+        groups["Options"] = groups.pop("Options", [])
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 @contextlib.contextmanager

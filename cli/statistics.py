@@ -41,17 +41,19 @@ def stats(
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
         import msgspec
 
-        from tokenlabels.agreement import compare
+        from tokenlabels.agreement import build_names, compare
         from tokenlabels.errors import ParameterError
         from tokenlabels.reader import open_build
 
         if images is not None and html is None:
             raise ParameterError("--images goes with --html: the tables need no pictures.")
+        if html is not None:
+            from tokenlabels.report import check_places, write_report
+
+            check_places(html, images)
         builds = [open_build(path) for path in out]
         found = compare(builds, grid=grid, split=split, progress=progress)
         if html is not None:
-            from tokenlabels.report import write_report
-
             write_report(
                 html,
                 builds[0],
@@ -68,7 +70,7 @@ def stats(
         elif len(out) == 1:
             print_figures(found.builds[0])
         else:
-            print_comparison(found)
+            print_comparison(found, build_names(builds))
         if html is not None and not as_json:
             print_line(f"report: {html}")
 
@@ -91,10 +93,8 @@ def print_figures(figures: Figures) -> None:
     _print_position(figures.position)
 
 
-def print_comparison(found: Comparison) -> None:
-    """Several builds side by side."""
-    rules = [f"{figures.rule} {figures.tau:g}" for figures in found.builds]
-    names = found.agreement.names if found.agreement else rules
+def print_comparison(found: Comparison, names: Sequence[str]) -> None:
+    """Several builds side by side, under these names."""
     table = _table("builds", ["", *names])
     for name, values in _overview_rows(found.builds):
         table.add_row(name, *map(_text, values))
@@ -118,7 +118,9 @@ def _overview_rows(builds: Sequence[Figures]) -> Iterable[tuple[str, list[str]]]
     yield "ignored", [f"{each.ignored:,}" for each in builds]
     yield "share of foreground", [_percent(each.fg_share) for each in builds]
     yield "images without foreground", [f"{each.empty_images:,} ({_percent(each.empty_share)})" for each in builds]
-    yield "objects without a patch", [f"{each.lost_objects:,} ({_percent(each.lost_share)})" for each in builds]
+    if any(each.annotations for each in builds):
+        lost = [f"{each.lost_objects:,} ({_percent(each.lost_share)})" if each.annotations else "-" for each in builds]
+        yield "objects without a patch", lost
     yield (
         "accuracy of the commoner label",
         [f"{_percent(each.baselines.majority)} (always {each.baselines.majority_label})" for each in builds],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 import typer
 
 from cli.console import (
+    GroupedCommand,
     StderrProgress,
     errors_reported,
     print_json,
@@ -107,39 +108,64 @@ class RasterizerName(StrEnum):
     pycocotools = "pycocotools"
 
 
+_READ, _GRID, _RULE = "What is read", "Grid", "Rule and foreground"
+_VALUES, _STORE = "Values of semantic masks", "What is written"
+
 SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
 BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a build.")]
 RootOption = Annotated[
     Path | None,
     typer.Option(
         help="Data set folder in an official layout [default: coco ., $COCO_ROOT, ./coco; voc ., $VOC_ROOT, "
-        "./VOCdevkit/VOC2012; semantic .]."
+        "./VOCdevkit/VOC2012; semantic .].",
+        rich_help_panel=_READ,
     ),
 ]
-AnnotationsOption = Annotated[Path | None, typer.Option(help="A single annotation file instead of --root.")]
-ImagesOption = Annotated[Path | None, typer.Option(help="Image folder [default: ROOT/<split>].")]
-MasksOption = Annotated[Path | None, typer.Option(help="semantic: folder of masks, one for each of --images.")]
+AnnotationsOption = Annotated[
+    Path | None, typer.Option(help="A single annotation file instead of --root.", rich_help_panel=_READ)
+]
+ImagesOption = Annotated[Path | None, typer.Option(help="Image folder [default: ROOT/<split>].", rich_help_panel=_READ)]
+MasksOption = Annotated[
+    Path | None, typer.Option(help="semantic: folder of masks, one for each of --images.", rich_help_panel=_READ)
+]
 CategoriesOption = Annotated[
     list[str] | None,
     typer.Option(
         help="Foreground categories, repeatable or a,b,c; of voc and semantic also a FILE that lists all there are, "
-        "of semantic also the name of a data card such as ade20k."
+        "of semantic also the name of a data card such as ade20k.",
+        rich_help_panel=_RULE,
     ),
 ]
-IgnoreOption = Annotated[list[int] | None, typer.Option(help="semantic: void value, repeatable [default: 255].")]
+IgnoreOption = Annotated[
+    list[int] | None, typer.Option(help="semantic: void value, repeatable [default: 255].", rich_help_panel=_VALUES)
+]
 BackgroundOption = Annotated[
-    list[int] | None, typer.Option(help="semantic: background value, repeatable [default: 0].")
+    list[int] | None, typer.Option(help="semantic: background value, repeatable [default: 0].", rich_help_panel=_VALUES)
 ]
 ReduceOption = Annotated[
-    bool, typer.Option("--reduce-zero-label", help="semantic: value 0 is void, categories begin at 1.")
+    bool,
+    typer.Option(
+        "--reduce-zero-label", help="semantic: value 0 is void, categories begin at 1.", rich_help_panel=_VALUES
+    ),
 ]
-StuffOption = Annotated[StuffName | None, typer.Option(help="semantic, panoptic: what stuff is [default: background].")]
-MaskSuffixOption = Annotated[str | None, typer.Option(help="semantic: end of mask file names [default: .png].")]
-SampleOption = Annotated[bool, typer.Option("--sample", help="Use a small generated data set, made on the spot.")]
-SplitOption = Annotated[list[str] | None, typer.Option(help="Split to use, repeatable [default: all].")]
+StuffOption = Annotated[
+    StuffName | None,
+    typer.Option(help="semantic, panoptic: what stuff is [default: background].", rich_help_panel=_VALUES),
+]
+MaskSuffixOption = Annotated[
+    str | None, typer.Option(help="semantic: end of mask file names [default: .png].", rich_help_panel=_VALUES)
+]
+SampleOption = Annotated[
+    bool, typer.Option("--sample", help="Use a small generated data set, made on the spot.", rich_help_panel=_READ)
+]
+SplitOption = Annotated[
+    list[str] | None, typer.Option(help="Split to use, repeatable [default: all].", rich_help_panel=_READ)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a build made with other parameters.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N images of each split.")]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Only the first N images of each split.", rich_help_panel=_READ)
+]
 GridOption = Annotated[str | None, typer.Option(help="Grid name [default: the first].")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].")]
 
@@ -164,7 +190,7 @@ def _root(
     context.obj = {"debug": debug}
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def build(
     context: typer.Context,
     source: SourceArgument,
@@ -174,43 +200,81 @@ def build(
     masks: MasksOption = None,
     sample: SampleOption = False,
     split: SplitOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write [default: ./tokenlabels-<source>].")] = None,
-    patch: Annotated[list[str], typer.Option(help="Patch size, P or HxW, repeatable.")] = ["16"],  # noqa: B006
-    image_size: Annotated[list[str], typer.Option(help="Model input size, S, HxW or native, repeatable.")] = ["384"],  # noqa: B006
-    resize: Annotated[ResizeName, typer.Option(help="How an image becomes the model input.")] = ResizeName.squash,
-    max_size: Annotated[int | None, typer.Option(help="Cap on the long side, for --resize shortest-edge.")] = None,
+    patch: Annotated[list[str], typer.Option(help="Patch size, P or HxW, repeatable.", rich_help_panel=_GRID)] = ["16"],  # noqa: B006
+    image_size: Annotated[
+        list[str], typer.Option(help="Model input size, S, HxW or native, repeatable.", rich_help_panel=_GRID)
+    ] = ["384"],  # noqa: B006
+    resize: Annotated[
+        ResizeName, typer.Option(help="How an image becomes the model input.", rich_help_panel=_GRID)
+    ] = ResizeName.squash,
+    max_size: Annotated[
+        int | None, typer.Option(help="Cap on the long side, for --resize shortest-edge.", rich_help_panel=_GRID)
+    ] = None,
     rule: Annotated[
-        RuleChoice | None, typer.Option(help="How a patch is scored [default: overlap; semantic: pixel-ratio].")
+        RuleChoice | None,
+        typer.Option(help="How a patch is scored [default: overlap; semantic: pixel-ratio].", rich_help_panel=_RULE),
     ] = None,
     tau: Annotated[
-        float | None, typer.Option(help="Threshold of the rule [default: overlap 0.5, jaccard 0.5, pixel-ratio 0.1].")
+        float | None,
+        typer.Option(
+            help="Threshold of the rule [default: overlap 0.5, jaccard 0.5, pixel-ratio 0.1].", rich_help_panel=_RULE
+        ),
     ] = None,
-    crowd: Annotated[PolicyName, typer.Option(help="What a crowd region does.")] = PolicyName.foreground,
-    void: Annotated[PolicyName, typer.Option(help="What void pixels of masks do.")] = PolicyName.background,
-    difficult: Annotated[PolicyName, typer.Option(help="What difficult boxes (voc) do.")] = PolicyName.foreground,
-    padding: Annotated[PaddingName, typer.Option(help="What a patch wholly in padding is.")] = PaddingName.background,
+    crowd: Annotated[
+        PolicyName, typer.Option(help="What a crowd region does.", rich_help_panel=_RULE)
+    ] = PolicyName.foreground,
+    void: Annotated[
+        PolicyName, typer.Option(help="What void pixels of masks do.", rich_help_panel=_RULE)
+    ] = PolicyName.background,
+    difficult: Annotated[
+        PolicyName, typer.Option(help="What difficult boxes (voc) do.", rich_help_panel=_RULE)
+    ] = PolicyName.foreground,
+    padding: Annotated[
+        PaddingName, typer.Option(help="What a patch wholly in padding is.", rich_help_panel=_RULE)
+    ] = PaddingName.background,
     ignore: IgnoreOption = None,
     background: BackgroundOption = None,
     reduce_zero_label: ReduceOption = False,
     stuff: StuffOption = None,
     mask_suffix: MaskSuffixOption = None,
     categories: CategoriesOption = None,
-    exclude_categories: Annotated[list[str] | None, typer.Option(help="Categories that are background.")] = None,
-    min_area: Annotated[float, typer.Option(help="Drop annotations smaller than this many square pixels.")] = 0.0,
+    exclude_categories: Annotated[
+        list[str] | None, typer.Option(help="Categories that are background.", rich_help_panel=_RULE)
+    ] = None,
+    min_area: Annotated[
+        float, typer.Option(help="Drop annotations smaller than this many square pixels.", rich_help_panel=_RULE)
+    ] = 0.0,
     limit: LimitOption = None,
-    scores: Annotated[bool, typer.Option("--scores/--no-scores", help="Store the scores, for relabel.")] = True,
-    embed_images: Annotated[bool, typer.Option("--embed-images", help="Store the image files in the shards.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write [default: ./tokenlabels-<source>].", rich_help_panel=_STORE)
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores/--no-scores", help="Store the scores, for relabel.", rich_help_panel=_STORE)
+    ] = True,
+    embed_images: Annotated[
+        bool, typer.Option("--embed-images", help="Store the image files in the shards.", rich_help_panel=_STORE)
+    ] = False,
     embed_size: Annotated[
-        str | None, typer.Option(help="Store images (and masks) as the model input, S or HxW, instead of the files.")
+        str | None,
+        typer.Option(
+            help="Store images (and masks) as the model input, S or HxW, instead of the files.", rich_help_panel=_STORE
+        ),
     ] = None,
     jpeg_quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the images that --embed-size makes [default: 90].")
+        int | None,
+        typer.Option(
+            min=1, max=100, help="Of the images that --embed-size makes [default: 90].", rich_help_panel=_STORE
+        ),
     ] = None,
     embed_masks: Annotated[
-        bool, typer.Option("--embed-masks", help="Store the mask PNGs (semantic, voc) in the shards.")
+        bool,
+        typer.Option(
+            "--embed-masks", help="Store the mask PNGs (semantic, voc) in the shards.", rich_help_panel=_STORE
+        ),
     ] = False,
     shard_rows: Annotated[
-        int | None, typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].")
+        int | None,
+        typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].", rich_help_panel=_STORE),
     ] = None,
     workers: WorkersOption = None,
     on_error: Annotated[
@@ -289,7 +353,7 @@ def build(
         report_build(built, time.perf_counter() - started, stages, image_folders(found), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def check(
     context: typer.Context,
     source: SourceArgument,
@@ -300,7 +364,8 @@ def check(
     sample: SampleOption = False,
     split: SplitOption = None,
     rule: Annotated[
-        RuleChoice | None, typer.Option(help="Rule whose needs decide what is an error [default: as build].")
+        RuleChoice | None,
+        typer.Option(help="Rule whose needs decide what is an error [default: as build].", rich_help_panel=_RULE),
     ] = None,
     ignore: IgnoreOption = None,
     background: BackgroundOption = None,

@@ -102,7 +102,7 @@ def _agreement(builds: Sequence[Build], grids: Sequence[str], split: str | None,
     positions = _shared_rows(builds, grids[0], split)
     images = positions.shape[1]
     if not images:
-        raise _NotComparableError("they share no images")
+        raise _NotComparableError("they share no images: none has the same split and image_id in all of them")
     progress.stage("comparing labels", images)
     both = np.zeros((len(builds), len(builds)), np.int64)
     patches = 0

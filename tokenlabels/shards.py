@@ -444,7 +444,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def unwritable(path: Path, fault: BaseException) -> OutputError:
     """The error that says that a file cannot be written, and why."""
     reason = getattr(fault, "strerror", None) or str(fault).splitlines()[0]
-    return OutputError(f"{path}: cannot be written ({reason}): free space, or name another --out, and run again.")
+    return OutputError(f"{path}: cannot be written ({reason}): free space, or name another place, and run again.")
 
 
 def sha256_of(path: Path) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenlabels.annotations import NO_CATEGORY
 from tokenlabels.figures import TAU_STOPS
 from tokenlabels.grid import PatchGrid
-from tokenlabels.stats_shards import FOREGROUND, IGNORE, NO_CATEGORY, CellColumns
+from tokenlabels.stats_shards import FOREGROUND, IGNORE, CellColumns
 
 SCALED_SIDE = 24
 """Side of the position map where grids differ from image to image."""

@@ -17,14 +17,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.errors import NotABuildError
+from tokenlabels.output import MANIFEST
 from tokenlabels.reader import Build, read_header
 from tokenlabels.shards import OBJECT_FIELDS
 
 FOREGROUND, IGNORE = 1, 255
 """As in `labels.py`, which loads the kernels."""
-
-NO_CATEGORY = 65_535
-"""In the column `categories`: the patch has no majority category."""
 
 _LABEL_TYPES = {
     "image_id": pa.string(),
@@ -75,7 +73,7 @@ class CellColumns:
         labels: uint8, one per cell.
         scores: float32, one per cell, each in 0..1, or None.
         ignored: bool, one per cell, or None.
-        categories: uint16, one per cell: majority category, `NO_CATEGORY` for none; or None.
+        categories: uint16, one per cell: majority category, `annotations.NO_CATEGORY` for none; or None.
     """
 
     widths: NDArray[np.int32]
@@ -103,7 +101,8 @@ def row_groups(build: Build, grid: str | None, split: str | None) -> list[GroupA
 
     Raises:
         ParameterError: no such grid or split.
-        NotABuildError: a shard is missing or cut short, or its rows, columns or parameters are not the manifest's.
+        NotABuildError: a shard is missing or cut short, or its rows, columns or parameters are not the manifest's; or
+            the manifest contradicts itself.
     """
     listed = {build.path / shard.file: shard.rows for shard in build.shards}
     name = grid or next(iter(build.grids))
@@ -124,11 +123,18 @@ def row_groups(build: Build, grid: str | None, split: str | None) -> list[GroupA
             if problem:
                 raise damaged(path, problem)
             found += [GroupAddress(path, each, index, rows, columns) for index, rows in enumerate(groups)]
+        images, held = (
+            build.manifest["splits"][each]["images"],
+            sum(group.rows for group in found if group.split == each),
+        )
+        if images != held:
+            manifest = build.path / MANIFEST
+            raise NotABuildError(f"{manifest}: says {images} images of {each}, the shards hold {held}: build again.")
     return found
 
 
 def read_group(address: GroupAddress, columns: Iterable[str]) -> pa.Table:
-    """Columns of one row group, each of one chunk, without nulls.
+    """Columns of one row group, or members of structs as in `objects.id`, each of one chunk, without nulls.
 
     Raises:
         NotABuildError: they cannot be decoded, or hold nulls.
@@ -142,7 +148,7 @@ def read_group(address: GroupAddress, columns: Iterable[str]) -> pa.Table:
     if table.num_columns != len(wanted) or table.num_rows != address.rows:
         raise damaged(address.path, "has changed while it was read")
     for name in wanted:
-        if table.column(name).null_count:
+        if table.column(name.partition(".")[0]).null_count:
             raise damaged(address.path, f"holds nulls in column {name!r}")
     return table
 
@@ -257,7 +263,7 @@ def _schema_problem(schema: pa.Schema, build: Build) -> str | None:
     wanted = _LABEL_TYPES | _COUNT_TYPES | {name: kind for name, kind in _CELL_TYPES.items() if name in schema.names}
     if parameters["scores"]:
         wanted["scores"] = _CELL_TYPES["scores"]
-    if "ignore" in (parameters["crowd"], parameters["padding"]):
+    if "ignore" in (parameters.get(policy) for policy in ("crowd", "padding", "void", "difficult")):
         wanted["ignored"] = _CELL_TYPES["ignored"]
     for name, kind in wanted.items():
         if name not in schema.names:

@@ -116,6 +116,23 @@ def test_help_says_the_defaults(invoke: Invoke) -> None:
         assert f"[default: {default}]" in text
 
 
+def test_options_of_build_are_in_groups(invoke: Invoke) -> None:
+    text = fine(invoke("build", "--help")).stdout
+    titles = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == [
+        "Arguments",
+        "What is read",
+        "Grid",
+        "Rule and foreground",
+        "Values of semantic masks",
+        "What is written",
+        "Options",
+    ]
+    read, written = text.index("What is read:"), text.index("What is written:")
+    assert read < text.index("  --root ") < written < text.index("  --out ")
+    assert text.index("\nOptions:") < text.index("  --dry-run ")
+
+
 def test_the_root_command(invoke: Invoke) -> None:
     version = fine(invoke("--version"))
     assert version.stdout == f"tokenlabels {tokenlabels.__version__}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -180,3 +181,56 @@ def test_as_a_process_without_what_takes_long_to_load(execute: Execute, overlap:
     loaded = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
     assert "polars" in loaded
     assert not loaded & {"numba", "pandas", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--html", "{folder}"], "cannot be written (it is a folder): name a file"),
+        (["--html", "{pipe}"], "cannot be written (it is no plain file): name a file"),
+        (["--html", "{file}/report.html"], "no folder to write to): name another file"),
+        (["--html", "{folder}/report.html", "--images", "{folder}/absent"], "absent: no such folder"),
+    ],
+)
+def test_places_of_a_report_are_refused_before_anything_is_counted(
+    words: list[str],
+    says: str,
+    invoke: Invoke,
+    overlap: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def counted(*_: Any, **__: Any) -> None:
+        raise AssertionError("counted first")
+
+    monkeypatch.setattr("tokenlabels.agreement.compare", counted)
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    places = {"folder": tmp_path, "file": tmp_path / "file", "pipe": tmp_path / "pipe"}
+    result = invoke("stats", overlap.path, *(word.format(**places) for word in words))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert says in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_builds_alike_on_different_grids_have_names_of_their_own(
+    invoke: Invoke, overlap: Build, sample_root: Path, tmp_path: Path
+) -> None:
+    other = tokenlabels.build("coco", root=sample_root, out=tmp_path / "other", patch=32)
+    heading = fine(invoke("stats", overlap.path, other.path)).splitlines()[2]
+    assert "overlap 0.5 (out)" in heading
+    assert "overlap 0.5 (other)" in heading
+
+
+def test_builds_of_splits_by_other_names_say_why_they_are_not_compared(
+    invoke: Invoke, overlap: Build, sample_root: Path, tmp_path: Path
+) -> None:
+    root = sample_root / "VOCdevkit" / "VOC2012"
+    maps = tokenlabels.build("semantic", root=root, split="train", out=tmp_path / "maps")
+    text = fine(invoke("stats", overlap.path, maps.path))
+    assert "they share no images: none has the same split and image_id in all of them." in text
+    lost = next(line for line in text.splitlines() if "objects without a patch" in line)
+    assert lost.rstrip(" │").endswith("-"), "masks name no objects to lose"

@@ -502,7 +502,8 @@ class TestBuilds:
         build = build_of(document, tmp_path, write_json)
         page = page_of(build, figures_of(build), tmp_path)
         text = Elements(page).text
-        assert "This build holds no objects." in text
+        assert text.count("This build holds no objects.") == 1
+        assert "lost" not in text.replace("dashed: object without", "").lower()
         assert "nan" not in text.lower().replace("finance", "")
 
     def test_tau_that_is_no_stop_of_the_slider(self, sample_root: Path, tmp_path: Path, figures_of: FiguresOf) -> None:
@@ -523,8 +524,8 @@ class TestBuilds:
         assert "87.50%" in text
         assert "0.500" in text
         assert data_of(page, "comparison")["agreement"]["images"] == 16
-        page = page_of(sample_build, sample_figures, tmp_path, comparison=Comparison([other], None, "Other grids."))
-        assert "Other grids." in Elements(page).text
+        page = page_of(sample_build, sample_figures, tmp_path, comparison=Comparison([other], None, "other grids"))
+        assert "No agreement of labels: other grids." in Elements(page).text
 
 
 class TestWriting:

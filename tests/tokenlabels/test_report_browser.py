@@ -584,6 +584,8 @@ def test_a_semantic_build_is_filtered_by_the_categories_that_cover_patches(
     build = tokenlabels.build("semantic", root=root, split="train", out=tmp_path / "labels")
     html = write_report(tmp_path / "report.html", build, tokenlabels.statistics(build), images=root / "JPEGImages")
     page = open_page(html)
+    assert not page.locator("#show-boxes").is_visible(), "there are no boxes to show"
+    assert not page.get_by_text("box of an object").is_visible()
     rows = build.table().to_pylist()
     index = next(number for number, category in enumerate(build.categories) if category.name == "triangle")
     holding = {row["image_id"] for row in rows if index in row["categories"]}

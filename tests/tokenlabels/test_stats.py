@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 import tokenlabels
 from tokenlabels import stats_objects
 from tokenlabels.agreement import LabelReader, build_names, kappa
+from tokenlabels.annotations import NO_CATEGORY
 from tokenlabels.errors import NotABuildError, ParameterError
 from tokenlabels.figures import QUANTILES, TAU_STOPS, Figures
 from tokenlabels.reader import Build
 from tokenlabels.sample_scene import CATEGORIES
 from tokenlabels.stats_cells import THRESHOLDS, category_sums, count_passing, position_sums
 from tokenlabels.stats_objects import distribution, patch_distribution, row_counts, spread, unreadable
-from tokenlabels.stats_shards import NO_CATEGORY, plain
+from tokenlabels.stats_shards import plain
 
 KINDS: dict[str, dict[str, Any]] = {
     "overlap": {"patch": [16, 32], "image_size": "384x192", "shard_rows": 5},
@@ -727,6 +728,15 @@ def test_a_shard_that_was_changed_is_one_sentence(damage: str, small: Build) -> 
         assert "\n" not in text
 
 
+@pytest.mark.parametrize("policy", ["crowd", "void", "difficult"])
+def test_whatever_is_ignored_needs_its_column(policy: str, sample_root: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {policy: "ignore"}
+    build = tokenlabels.build("coco", root=sample_root, out=tmp_path / "labels", **options)
+    edit(build.files()[0], lambda table: table.drop_columns("ignored"))
+    with pytest.raises(NotABuildError, match="has no column 'ignored'"):
+        tokenlabels.statistics(build)
+
+
 def test_a_missing_or_damaged_shard_is_one_sentence(small: Build) -> None:
     path = small.files()[0]
     whole = path.read_bytes()
@@ -777,6 +787,10 @@ def test_a_manifest_that_was_changed_is_one_sentence(small: Build) -> None:
             tokenlabels.statistics(tokenlabels.open(small.path))
     file.write_text(json.dumps(original | {"categories": original["categories"][:1]}))
     with pytest.raises(NotABuildError, match="outside the table of 1"):
+        tokenlabels.statistics(tokenlabels.open(small.path))
+    counts = {name: each | {"images": each["images"] + 1} for name, each in original["splits"].items()}
+    file.write_text(json.dumps(original | {"splits": counts}))
+    with pytest.raises(NotABuildError, match=r"manifest.json: says .* images of .*, the shards hold"):
         tokenlabels.statistics(tokenlabels.open(small.path))
 
 

@@ -6,6 +6,6 @@ figures into SVG and HTML, `page.py` puts everything into `page.html` with `styl
 
 from __future__ import annotations
 
-from tokenlabels.report.page import write_report
+from tokenlabels.report.page import check_places, write_report
 
-__all__ = ["write_report"]
+__all__ = ["check_places", "write_report"]

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.figures import Comparison, Figures, Position
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build
@@ -65,7 +66,9 @@ def write_report(
         ParameterError: no such grid or split.
         NotABuildError: a shard is missing or damaged.
         OutputError: `path` cannot be written.
+        TokenLabelsError: there is no folder `images`.
     """
+    check_places(path, images)
     progress = progress or Silent()
     chosen, places = read_samples(build, figures.grid, split, samples, progress)
     pictures = _pictures(build, chosen, places, images, progress)
@@ -76,6 +79,23 @@ def write_report(
         sample.picture = picture
     write_atomically(path, _page(parts, _data(build, figures, comparison, chosen)).encode())
     return path
+
+
+def check_places(path: Path, images: Path | None) -> None:
+    """Refuse at once what a report cannot be written to, and a folder of images that is not there.
+
+    Raises:
+        OutputError: `path` is a folder or a device, or lies in no folder that can be written.
+        TokenLabelsError: there is no folder `images`.
+    """
+    above = next(parent for parent in path.absolute().parents if os.access(parent, os.F_OK))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OutputError(f"{path}: cannot be written ({above} is no folder to write to): name another file.")
+    if path.exists() and not path.is_file():  # a device would be replaced
+        kind = "a folder" if path.is_dir() else "no plain file"
+        raise OutputError(f"{path}: cannot be written (it is {kind}): name a file, such as report.html.")
+    if images is not None and not images.is_dir():
+        raise TokenLabelsError(f"{images}: no such folder: name the one that holds the images with --images.")
 
 
 def _pictures(

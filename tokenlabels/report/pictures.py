@@ -73,7 +73,7 @@ def open_picture(place: Place, images: Path | None, side: int, *, any_size: bool
         return Picture()
     if not place.file_name or not is_inside(place.file_name):
         return Picture(reason="Its file name leads out of the image folder and is not opened.")
-    for path in (images / place.file_name, images / place.split / place.file_name):
+    for path in (images / place.file_name, images / place.group.split / place.file_name):
         try:
             if path.is_file():
                 return _decoded(path, place.size, side)

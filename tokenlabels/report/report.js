@@ -566,6 +566,7 @@
     fillChoices();
     themeChanged();
     paintSwatches();
+    for (const part of document.querySelectorAll("[data-boxes]")) part.hidden = !samples.some(({ objects }) => objects.length);
     setTau(figures.tau);
     choose();
     document.querySelectorAll("table[data-sorts]").forEach(makeSortable);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,11 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import NO_CATEGORY
-from tokenlabels.errors import NotABuildError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.progress import Progress
 from tokenlabels.reader import Build
 from tokenlabels.report.markup import printable
+from tokenlabels.stats_shards import GroupAddress, damaged, read_group, row_groups
 
 MAX_CELLS = 400_000
 """Patches of all samples together whose scores go into the page: about 2 MB of text."""
@@ -104,22 +103,18 @@ class Sample(msgspec.Struct):
 class Place:
     """Where the row of an image is, and its embedded picture, if any, can be read."""
 
-    file: Path
-    group: int
+    group: GroupAddress
     row: int
-    split: str
     file_name: str
     size: tuple[int, int]
 
     def embedded(self) -> bytes | None:
         """The embedded image, read without the rest of its row group; None where there is none."""
-        with _opened(self.file) as file:
-            if "image" not in file.schema_arrow.names:
-                return None
-            for _, one in _picked(self.file, file, self.group, [self.row], ["image"]):
-                content = one["image"].as_py()
-                return content["bytes"] if content else None
-        return None
+        if "image" not in self.group.columns:
+            return None
+        (one,) = _picked(self.group, [self.row], ["image"])
+        content = one[1]["image"].as_py()
+        return content["bytes"] if content else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,21 +153,18 @@ def read_samples(
         ParameterError: no such grid or split.
         NotABuildError: a shard is missing or damaged.
     """
-    splits = [name for name in build.splits if split in (None, name)]
-    groups = [
-        (path, index, name) for name in splits for path in build.files(grid, name) for index in range(_groups(path))
-    ]
-    progress.stage("choosing samples", sum(map(_rows, build.files(grid, split))))
+    groups = row_groups(build, grid, split)
+    progress.stage("choosing samples", sum(address.rows for address in groups))
     pools = []
-    for path, index, name in groups:
-        pools.append(_pool(path, index, splits.index(name)))
-        progress.advance(len(pools[-1].share))
+    for address in groups:
+        pools.append(_pool(address, build.splits.index(address.split)))
+        progress.advance(address.rows)
     starts = np.cumsum([0, *(len(pool.share) for pool in pools)])
     chosen = choose(_joined(pools), count)
     samples, places = [], []
-    for index, (path, group, name) in enumerate(groups):
+    for index, address in enumerate(groups):
         rows = [row - int(starts[index]) for row in chosen if starts[index] <= row < starts[index + 1]]
-        for sample, place in _read_rows(path, group, name, rows, build.grids[grid]):
+        for sample, place in _read_rows(address, rows, build.grids[grid]):
             samples.append(sample)
             places.append(place)
     _keep_within(samples, MAX_CELLS)
@@ -233,15 +225,13 @@ def _include(chosen: list[int], wanted: NDArray[np.bool_], kept: set[int], pool:
     return {row}
 
 
-def _pool(path: Path, group: int, split: int) -> Pool:
-    with _opened(path) as file:
-        has_objects = "objects" in file.schema_arrow.names
-        table = _group(path, file, group, [*_FIRST_COLUMNS, *(["objects.patches"] if has_objects else [])])
+def _pool(address: GroupAddress, split: int) -> Pool:
+    table = read_group(address, [*_FIRST_COLUMNS, "objects.patches"])
     rows, cols, foreground, ignored = (table.column(name).to_numpy().astype(np.int64) for name in _FIRST_COLUMNS)
     counted = rows * cols - ignored
     share = np.divide(foreground, counted, out=np.zeros(len(rows)), where=counted > 0)
     lost = np.zeros(len(rows), np.bool_)
-    if has_objects and len(rows):
+    if len(rows):
         patches = table.column("objects").chunk(0).field("patches")
         losses = np.concatenate([[0], np.cumsum(patches.values.to_numpy() == 0)])
         offsets = patches.offsets.to_numpy()
@@ -258,33 +248,31 @@ def _joined(pools: Sequence[Pool]) -> Pool:
     )
 
 
-def _read_rows(
-    path: Path, group: int, split: str, rows: Sequence[int], grid: PatchGrid
-) -> Iterator[tuple[Sample, Place]]:
-    if not rows:
-        return
-    with _opened(path) as file:
-        names = [name for name in file.schema_arrow.names if name not in ("image", "mask")]
-        for row, one in _picked(path, file, group, rows, names):
-            place = Place(path, group, row, split, one["file_name"].as_py() or "", _size(one))
-            yield _sample(one, split, grid), place
+def _read_rows(address: GroupAddress, rows: Sequence[int], grid: PatchGrid) -> Iterator[tuple[Sample, Place]]:
+    names = [name for name in address.columns if name not in ("image", "mask")]
+    for row, one in _picked(address, rows, names):
+        place = Place(address, row, one["file_name"].as_py() or "", _size(one))
+        yield _sample(one, address.split, grid), place
 
 
 def _picked(
-    path: Path, file: pq.ParquetFile, group: int, rows: Sequence[int], columns: Sequence[str]
+    address: GroupAddress, rows: Sequence[int], columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
     """Some rows of a row group, ascending, read a few at a time: a whole group may be a hundred MiB of scores."""
     left, start = list(rows), 0
+    if not left:
+        return
     try:
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(columns)):
-            while left and left[0] < start + len(batch):
-                row = left.pop(0)
-                yield row, {name: batch.column(name)[row - start] for name in columns}
-            start += len(batch)
-            if not left:
-                return
-    except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
+        with pq.ParquetFile(address.path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[address.index], columns=list(columns)):
+                while left and left[0] < start + len(batch):
+                    row = left.pop(0)
+                    yield row, {name: batch.column(name)[row - start] for name in columns}
+                start += len(batch)
+                if not left:
+                    return
+    except (OSError, pa.ArrowException):
+        raise damaged(address.path, "is damaged or no shard") from None
 
 
 def _sample(row: dict[str, pa.Scalar], split: str, grid: PatchGrid) -> Sample:
@@ -318,9 +306,9 @@ def _size(row: dict[str, pa.Scalar]) -> tuple[int, int]:
 
 
 def _objects(row: dict[str, pa.Scalar]) -> Iterator[SampleObject]:
-    values: dict[str, Any] = (row["objects"].as_py() if "objects" in row else None) or {}
+    values: dict[str, Any] = row["objects"].as_py()
     wanted = ("id", "category", "bbox", "area", "iscrowd", "patches")
-    for index, category, bbox, area, crowd, patches in zip(*(values.get(name, ()) for name in wanted), strict=True):
+    for index, category, bbox, area, crowd, patches in zip(*(values[name] for name in wanted), strict=True):
         yield SampleObject(str(index), category, list(bbox), area, crowd, patches)
 
 
@@ -360,32 +348,3 @@ def _keep_within(samples: Sequence[Sample], budget: int) -> None:
             sample.note = f"{cells:,} patches are too many to be drawn in this page."
         else:
             left -= cells / 4
-
-
-def _opened(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, memory_map=False)
-    except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
-
-
-def _group(path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
-    try:
-        return file.read_row_group(group, columns=list(columns)).combine_chunks()
-    except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
-
-
-def _groups(path: Path) -> int:
-    with _opened(path) as file:
-        return int(file.num_row_groups)
-
-
-def _rows(path: Path) -> int:
-    with _opened(path) as file:
-        return int(file.metadata.num_rows)
-
-
-def _damaged(path: Path, fault: Exception) -> NotABuildError:
-    reason = "is missing" if isinstance(fault, FileNotFoundError) else "is damaged or no shard"
-    return NotABuildError(f"{path}: {reason}: run the same build command again to mend it.")

@@ -29,15 +29,17 @@ _MAP_ROWS = 24
 
 
 def tiles(figures: Figures) -> str:
-    """The key figures."""
+    """The key figures; those of objects only where there are any."""
     counted = figures.patches - figures.ignored
     majority = "foreground" if figures.baselines.majority_label else "background"
+    annotations = ("annotations", count(figures.annotations), _per(figures.annotations, figures.images, "an image"))
+    lost = ("lost objects", count(figures.lost_objects), f"{percent(figures.lost_share)} make no patch foreground")
     facts = [
         ("images", count(figures.images), f"{count(figures.patches)} patches"),
-        ("annotations", count(figures.annotations), _per(figures.annotations, figures.images, "an image")),
+        *([annotations] if figures.annotations else []),
         ("foreground share", percent(figures.fg_share), f"{count(figures.foreground)} of {count(counted)} patches"),
         ("empty images", count(figures.empty_images), f"{percent(figures.empty_share)} have no foreground"),
-        ("lost objects", count(figures.lost_objects), f"{percent(figures.lost_share)} make no patch foreground"),
+        *([lost] if figures.annotations else []),
         ("majority baseline", percent(figures.baselines.majority), f"accuracy of always saying {majority}"),
         ("position prior", percent(figures.baselines.position_prior), "accuracy of knowing the position only"),
     ]
@@ -53,7 +55,9 @@ def foreground(figures: Figures, comparison: Comparison | None) -> str:
 
 
 def objects(figures: Figures) -> str:
-    """Objects by size, patches per object, lost objects, baselines."""
+    """Objects by size, patches per object, lost objects; baselines."""
+    if not figures.annotations:
+        return _nothing("Objects", "This build holds no objects.") + _baseline_card(figures)
     return (
         _size_card(figures.by_size)
         + _patches_card(figures.patches_per_object)
@@ -128,7 +132,7 @@ def findings(manifest: Mapping[str, Any]) -> str:
     ]
     rows = []
     for code, number in counts.items():
-        kind = _kind_of(code)
+        kind = check.kind_of(code)
         title, consequence = (kind.title, kind.consequence) if kind else ("", "")
         rows.append([f"<code>{esc(code)}</code>", count(number), esc(title), esc(consequence)])
     examples = [
@@ -183,7 +187,7 @@ def compared(comparison: Comparison | None) -> str:
             count(build.images),
             count(build.patches),
             percent(build.empty_share),
-            percent(build.lost_share),
+            percent(build.lost_share) if build.annotations else "&ndash;",
             percent(build.baselines.majority),
             percent(build.baselines.position_prior),
         ]
@@ -192,7 +196,7 @@ def compared(comparison: Comparison | None) -> str:
     side = card("Builds side by side", "Each on its own images.", table("Builds", columns, rows), wide=True)
     agreement = comparison.agreement
     if agreement is None:
-        return side + _nothing("Agreement", comparison.reason or "These builds cannot be compared patch by patch.")
+        return side + _nothing("Agreement", f"No agreement of labels: {comparison.reason}.")
     lead = (
         f"Over {count(agreement.patches)} patches of {count(agreement.images)} images that all builds hold and none "
         "ignores. Kappa is agreement beyond chance: 0 for chance, 1 for equal labels."
@@ -293,8 +297,6 @@ def _position_card(position: Position, grid: str) -> str:
 
 def _size_card(sizes: Sequence[ObjectFigures]) -> str:
     title = "By object size"
-    if not sizes:
-        return _nothing(title, "This build holds no objects.")
     small, large = (f"{limit**0.5:.0f}" for limit in SIZE_LIMITS)
     lead = f"Annotated area in pixels: small below {small} x {small}, large from {large} x {large}, as COCO has it."
     longest = max(row.fg_share for row in sizes) or 1.0
@@ -335,8 +337,6 @@ def _object_table(
 
 def _patches_card(spread: Distribution) -> str:
     title = "Patches per object"
-    if not spread.count:
-        return _nothing(title, "This build holds no objects.")
     lead = (
         f"Foreground patches that a box covers by at least half: median {decimal(_at(spread, 0.5))}, "
         f"mean {decimal(spread.mean)}, at most {decimal(_at(spread, 1.0))}. An object at 0 is lost."
@@ -382,8 +382,6 @@ def _baseline_card(figures: Figures) -> str:
 
 def _lost_card(figures: Figures) -> str:
     title = "Lost objects"
-    if not figures.annotations:
-        return _nothing(title, "This build holds no objects.")
     if not figures.lost_objects:
         return _nothing(title, "Every object makes at least one patch foreground.")
     lead = (
@@ -442,7 +440,7 @@ def _matrix(title: str, agreement: Agreement, values: Sequence[Sequence[float]],
     return f"<div><h4>{esc(title)}</h4>{table(title, columns, rows)}</div>"
 
 
-def _quantiles(spread: Distribution, shown: Any) -> str:
+def _quantiles(spread: Distribution, shown: Callable[[float], str]) -> str:
     rows = [[f"{q:.0%}", shown(value)] for q, value in spread.quantiles]
     return table("Quantiles", [Column("quantile"), Column("value")], rows)
 
@@ -457,11 +455,6 @@ def _nothing(title: str, sentence: str) -> str:
 
 def _per(number: int, among: int, unit: str) -> str:
     return f"{number / among:.1f} {unit}" if among else "no images"
-
-
-def _kind_of(code: str) -> check.Kind | None:
-    find: Callable[[str], check.Kind | None] = getattr(check, "kind_of", check.KINDS.get)
-    return find(code)
 
 
 def _located(example: Mapping[str, Any]) -> str:
