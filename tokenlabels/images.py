@@ -70,7 +70,9 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
 
 def stored_size(path: Path) -> tuple[int, int] | None:
     """(width, height) of a picture from its header, None where it cannot be read."""
-    found = _read_header(path.parent, path.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
+        found = _read_header(path.parent, path.name)
     return None if found.fault else found.size
 
 

@@ -62,11 +62,15 @@ def select(dataset: Dataset, selection: Selection) -> tuple[Dataset, int]:
 
 
 def _with_maps(records: Records, kept: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Records:
-    """Records whose maps know which segments (bool (m,), as annotations) and categories (bool (k,)) count."""
+    """Records whose maps know which annotations (bool (m,)) and categories (bool (k,)) count."""
     maps = records.maps
     if maps is None:
         return records
-    segments = None if maps.segments is None else replace(maps.segments, kept=kept)
+    segments = maps.segments
+    if segments is not None:
+        counted = segments.kept.copy()
+        counted[segments.kept] = kept
+        segments = replace(segments, kept=counted)
     values = None if maps.values is None else replace(maps.values, foreground=wanted)
     return replace(records, maps=replace(maps, segments=segments, values=values))
 
