@@ -455,7 +455,8 @@ def _check_images(
             f"{split.images}: no such folder, but --embed-images needs the images: name it with --images."
         )
     progress.stage(f"checking images of {split.name}", len(split.records))
-    split, sizes = check_files(split, log, ends=True, advance=progress.advance)
+    turned = options.embed_size is None  # a picture that is resized is stored without EXIF data
+    split, sizes = check_files(split, log, ends=True, orientations=turned, advance=progress.advance)
     return split, sizes + _mask_bytes(split)
 
 

@@ -482,6 +482,20 @@ def test_exchanged_pictures_are_noticed(options: dict[str, Any], voc: Path, tmp_
         build(voc, out=tmp_path / "same", **options)
 
 
+@pytest.mark.parametrize(("orientation", "counted"), [(1, 0), (3, 1), (6, 1), (9, 0)])
+def test_pictures_that_readers_turn_are_told_of(orientation: int, counted: int, voc: Path) -> None:
+    """Labels do not follow EXIF data; a resized picture has none."""
+    path = first(voc, "JPEGImages")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as picture:
+        picture.copy().save(path, exif=exif)
+    assert build(voc, embed_images=True).manifest["findings"].get("VOC044", 0) == counted
+    resized = build(voc, embed_size=96)
+    assert "VOC044" not in resized.manifest["findings"]
+    assert not opened(rows_of(resized)[0]["image"]).getexif()
+
+
 def test_threads_leave_the_filters_of_warnings_as_they_were(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second to begin ends last, and would restore what the first had set."""
     pauses = iter([0.1, 0.5])

@@ -324,7 +324,7 @@ def test_a_large_picture_is_measured_without_a_warning(tmp_path: Path, monkeypat
 def test_a_size_with_absurdly_many_pixels_is_refused(tmp_path: Path) -> None:
     size = "<size><width>500000</width><height>500000</height></size>"
     root = write_voc(tmp_path / "voc", [Photo("x", 61, 40, (CAT,), size=size, masks=False)])
-    with pytest.raises(FindingsError, match="VOC003 .*500000 x 500000 pixels"):
+    with pytest.raises(FindingsError, match=r"VOC003 .*500000 x 500000 pixels"):
         build(root, patch=16, image_size="native")
 
 
