@@ -846,6 +846,23 @@ def test_pixels_of_an_object_that_is_left_out_are_not_foreground(change: tuple[s
     assert not any(rows_of(selected)["b"]["labels"])
 
 
+def test_values_that_nothing_explains_cannot_be_told_apart(voc: Path, tmp_path: Path) -> None:
+    """The order of the names in the XML says nothing of class masks; all of them together are foreground."""
+    for file in (voc / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("<name>dog", "<name>zebra"))
+    assert any(rows_of(build(voc, rule=MASK_RULE, categories=["zebra"]))["b"]["labels"]), "object masks say it"
+    shutil.rmtree(voc / "SegmentationObject")
+    for photo in PHOTOS:
+        values = np.minimum(photo.object_mask(), 3)
+        save_mask(voc / "SegmentationClass" / f"{photo.image_id}.png", values)
+    assert any(rows_of(build(voc, rule=MASK_RULE))["b"]["labels"])
+    with pytest.raises(ParameterError, match=r"SegmentationClass/.*\.png: which of its values is which category"):
+        build(voc, rule=MASK_RULE, categories=["zebra"])
+    names = tmp_path / "names.txt"
+    names.write_text("background\ncat\nzebra\nperson\n")
+    assert any(rows_of(build(voc, rule=MASK_RULE, categories=[names, "zebra"]))["b"]["labels"])
+
+
 # --- bad masks --------------------------------------------------------------------------------------------------------
 
 

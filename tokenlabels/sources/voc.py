@@ -155,9 +155,7 @@ class VocSource:
 
     def _categories(self, images: Sequence[VocImage]) -> tuple[Category, ...]:
         """The category table; the id of a category is its value in class masks."""
-        listed = self.class_list
-        if listed is None and (self.root / _LABELMAP).is_file():
-            listed = self.root / _LABELMAP
+        listed = self._list()
         if listed is not None:
             found = read_class_list(listed)
             if found[0].id == 0 and found[0].name.lower() not in _BACKGROUND_NAMES:
@@ -166,6 +164,11 @@ class VocSource:
         named = {found.name for image in images for found in image.objects if found.name}
         names = VOC_NAMES if named <= set(VOC_NAMES) else tuple(sorted(named))
         return tuple(Category(value, name) for value, name in enumerate(names, 1))
+
+    def _list(self) -> Path | None:
+        """File with the categories."""
+        own = self.root / _LABELMAP
+        return own if self.class_list is None and own.is_file() else self.class_list
 
     def _split(self, part: _Part, categories: tuple[Category, ...], reading: Reading, log: FindingLog) -> Split:
         everything, usable = _to_records(part, categories, log)
@@ -207,7 +210,9 @@ class VocSource:
             folder = _OBJECTS if encoding == "object" else _CLASSES
             files.append(f"{folder}/{name}" if name in present[folder] else "")
             encodings.append(encoding)
-        maps = LabelMaps(self.root.resolve(), files, encodings, _class_values(categories), segments)
+        guessed = self._list() is None and tuple(category.name for category in categories) != VOC_NAMES
+        values = replace(_class_values(categories), guessed=guessed)
+        maps = LabelMaps(self.root.resolve(), files, encodings, values, segments)
         expected = None if log.masks_scored else _segmented(part)
         return checked_maps(replace(split, records=replace(records, maps=maps)), reading, log, expected=expected)
 
