@@ -195,4 +195,4 @@ def _orientation(exif: bytes | None) -> int:
         given = found.get(_EXIF_ORIENTATION)
     except (OSError, ValueError, SyntaxError, KeyError, struct.error):
         return 1
-    return int(given) if given in range(2, 9) else 1
+    return given if isinstance(given, int) and given in range(2, 9) else 1
