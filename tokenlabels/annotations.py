@@ -168,10 +168,12 @@ class ClassValues:
         categories: int32 (256,), index into the category table; or `VOID_VALUE`, ignored; `BACKGROUND_VALUE`,
             background without a category; `NO_MEANING`, a fault.
         foreground: bool (k,), whether a category of the table counts as foreground.
+        guessed: nothing says which value is which category, so that none can be told from the others.
     """
 
     categories: NDArray[np.int32]
     foreground: NDArray[np.bool_]
+    guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -70,7 +70,7 @@ class Plan:
 
     Attributes:
         dataset: what will be built.
-        image_bytes: for each split, bytes of picture and mask of each image, of one grid, where any are embedded.
+        image_bytes: for each split, bytes that picture and mask of each image take in a shard, where any are embedded.
         dropped: annotations that the selection left out.
         parameters: everything that decides the bytes of the shards.
     """
@@ -347,11 +347,11 @@ def make_plan(
     dataset = source.read(reading, log)
     if not options.rule.kind.reads_masks and any(_has_no_boxes(split) for split in dataset.splits):
         raise ParameterError(f"masks of values have no boxes for --rule {options.rule.rule}: use pixel-ratio.")
-    splits, image_bytes = [], []
+    splits, file_bytes = [], []
     for split in dataset.splits:
         checked, sizes = _check_images(split, options, log, progress)
         splits.append(checked)
-        image_bytes.append(sizes)
+        file_bytes.append(sizes)
     if options.on_error == "raise":
         log.raise_errors()
     if options.check == "full" and not options.rule.kind.reads_masks:
@@ -369,12 +369,13 @@ def make_plan(
         progress.note("--min-area leaves out objects; class masks have none, and are scored whole.")
     sources = {
         split.name: msgspec.to_builtins(split.file) | _embedded(split, sizes)
-        for split, sizes in zip(dataset.splits, image_bytes, strict=True)
+        for split, sizes in zip(dataset.splits, file_bytes, strict=True)
     }
     table = hashlib.sha256(msgspec.json.encode(dataset.categories)).hexdigest()
     chosen = {"source": source.format, "category_table_sha256": table} | source.parameters() | options.as_json()
     parameters = chosen | {"sources": sources}
-    plan = Plan(dataset, tuple(image_bytes), dropped, parameters)
+    stored = [_stored_bytes(split, sizes, options) for split, sizes in zip(dataset.splits, file_bytes, strict=True)]
+    plan = Plan(dataset, tuple(stored), dropped, parameters)
     _shard_counts(plan, options)
     return plan
 
@@ -455,11 +456,17 @@ def _check_images(
             f"{split.images}: no such folder, but --embed-images needs the images: name it with --images."
         )
     progress.stage(f"checking images of {split.name}", len(split.records))
-    split, sizes = check_files(split, log, ends=True, advance=progress.advance)
-    if options.embed_size is not None:
-        height, width = options.embed_size
-        sizes = np.full(len(sizes), round(height * width * _JPEG_BYTES_PER_PIXEL), np.int64)
+    turned = options.embed_size is None  # a picture that is resized is stored without EXIF data
+    split, sizes = check_files(split, log, ends=True, orientations=turned, advance=progress.advance)
     return split, sizes + _mask_bytes(split)
+
+
+def _stored_bytes(split: Split, sizes: NDArray[np.int64] | None, options: BuildOptions) -> NDArray[np.int64] | None:
+    """int64 (n,): bytes that the pictures and masks of these `sizes` take in a shard; of resized ones an estimate."""
+    if sizes is None or options.embed_size is None:
+        return sizes
+    height, width = options.embed_size
+    return round(height * width * _JPEG_BYTES_PER_PIXEL) + _mask_bytes(split)
 
 
 def _mask_bytes(split: Split) -> NDArray[np.int64]:

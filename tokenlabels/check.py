@@ -77,6 +77,9 @@ FILE_SIZE = Kind("040", "stored image size differs from the annotated one", "err
 FILE_MISSING = Kind("041", "image file is missing", "warning", "warning", "labels are made all the same")
 FILE_UNREADABLE = Kind("042", "image file cannot be read", "warning", "warning", "labels are made all the same")
 FILE_EXTRA = Kind("043", "image on disk is not in the annotation file", "warning", "warning", "not built")
+FILE_TURNED = Kind(
+    "044", "embedded image has an EXIF orientation", "warning", "warning", "stored as it is; readers may turn it"
+)
 
 XML_UNREADABLE = Kind("050", "XML file cannot be read", "error", "error", _IMAGE_OUT)
 XML_MISSING = Kind("051", "listed image has no XML file", "error", "error", _IMAGE_OUT)

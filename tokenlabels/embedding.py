@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,12 @@ class Pictures:
             return encode_input_mask(chosen.masks / file, sizes[row], change_mask) if file else None
 
         rows = range(len(block))
-        return (
-            None if chosen.images is None else in_threads(picture, rows, self._threads),
-            None if chosen.masks is None else in_threads(mask, rows, self._threads),
-        )
+        with warnings.catch_warnings():  # here, as threads would restore each other's filters
+            warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata
+            return (
+                None if chosen.images is None else in_threads(picture, rows, self._threads),
+                None if chosen.masks is None else in_threads(mask, rows, self._threads),
+            )
 
 
 def _bytes(path: Path) -> bytes:

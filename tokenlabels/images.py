@@ -30,15 +30,17 @@ _END_MARKS = dict.fromkeys(_JPEG_KINDS, b"\xff\xd9") | {"PNG": b"IEND\xaeB`\x82"
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _END_SLACK = 64
 _EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""Orientations by 90 degrees."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What was found of one image file: its size in bytes and pixels, or what is wrong."""
+    """What was found of one image file: its size in bytes and pixels and EXIF orientation, or what is wrong."""
 
     bytes: int = 0
     size: tuple[int, int] = (0, 0)
-    turned: bool = False
+    orientation: int = 1
     fault: tuple[Kind, str] | None = None
 
 
@@ -70,7 +72,9 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
 
 def stored_size(path: Path) -> tuple[int, int] | None:
     """(width, height) of a picture from its header, None where it cannot be read."""
-    found = _read_header(path.parent, path.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
+        found = _read_header(path.parent, path.name)
     return None if found.fault else found.size
 
 
@@ -80,6 +84,7 @@ def check_files(
     *,
     missing: bool = True,
     ends: bool = False,
+    orientations: bool = False,
     advance: Callable[[int], None] = lambda _n: None,
 ) -> tuple[Split, NDArray[np.int64]]:
     """Read the header of every image file of a split.
@@ -89,6 +94,7 @@ def check_files(
         log: receives files that are missing, unreadable, or of another size than annotated.
         missing: report files that are missing.
         ends: look at the ends of files, too, for those that are cut short.
+        orientations: report images that readers turn by their EXIF data, away from their labels.
         advance: called with the number of images done since the last call.
 
     Returns:
@@ -108,13 +114,17 @@ def check_files(
         annotated = int(records.widths[index]), int(records.heights[index])
         fault = header.fault
         if fault is None and header.size != annotated:
-            turned = header.turned and header.size == annotated[::-1]
+            turned = header.orientation in _TURNED and header.size == annotated[::-1]
             why = ": it was annotated as turned by its EXIF orientation" if turned else ""
             stored = f"{header.size[0]} x {header.size[1]}"
             fault = check.FILE_SIZE, f"is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}{why}"
+        image_id, name = records.image_ids[index], records.file_names[index]
+        if fault is None and orientations and header.orientation != 1:
+            why = f"has EXIF orientation {header.orientation}, which labels do not follow and `datasets` does"
+            message = f"image {image_id} ({name[:200]}) {why}: --embed-size stores it as labelled."
+            log.add(check.FILE_TURNED, split.file.file, message, image_id=image_id)
         if fault is None or (fault[0] is check.FILE_MISSING and not missing):
             continue
-        image_id, name = records.image_ids[index], records.file_names[index]
         if not name or fault[0] is check.IMAGE_PATH:  # the source has reported it
             usable[index] = log.severity(fault[0]) != "error"
             continue
@@ -136,7 +146,7 @@ def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
     try:
         size = path.stat().st_size
         with Image.open(path) as image:
-            found = _Header(size, image.size, _is_turned(image.info.get("exif")))
+            found = _Header(size, image.size, _orientation(image.info.get("exif")))
             if ends and not _has_end(path, image.format):
                 if image.size[0] * image.size[1] > MAX_PIXELS:
                     return _Header(fault=(check.FILE_UNREADABLE, "claims an absurd number of pixels"))
@@ -175,13 +185,14 @@ def _jpeg_ends(data: bytes) -> bool:
     return False
 
 
-def _is_turned(exif: bytes | None) -> bool:
-    """Whether EXIF data, as found in a header, says to turn the image by 90 degrees; damaged data does not."""
+def _orientation(exif: bytes | None) -> int:
+    """How EXIF data, as found in a header, says to turn the image, 2 to 8; else 1, as of damaged data."""
     from PIL import Image
 
     found = Image.Exif()
     try:
         found.load(exif or b"")
-        return found.get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        given = found.get(_EXIF_ORIENTATION)
     except (OSError, ValueError, SyntaxError, KeyError, struct.error):
-        return False
+        return 1
+    return given if isinstance(given, int) and given in range(2, 9) else 1

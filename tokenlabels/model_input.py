@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,9 +112,7 @@ def encode_input_mask(path: Path, size: tuple[int, int], change: Callable[[Image
 def _faults_of(path: Path) -> Iterator[None]:
     """Word what may be wrong with a file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata
-            yield
+        yield
     except Image.DecompressionBombError:
         raise TokenLabelsError(f"{path}: claims an absurd number of pixels: not opened.") from None
     except MapFileError as fault:

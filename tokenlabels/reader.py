@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+class _Tool(msgspec.Struct):
+    name: str
+    version: str
+
+
 class _Parameters(msgspec.Struct):
     source: str
     grids: list[dict[str, Any]]
@@ -30,6 +35,8 @@ class _Parameters(msgspec.Struct):
     tau: float
     crowd: Policy
     padding: PaddingPolicy
+    void: Policy
+    difficult: Policy
     scores: bool
 
 
@@ -42,7 +49,7 @@ class _Manifest(msgspec.Struct):
     """The parts of a manifest that reading and relabelling rely on."""
 
     schema_version: int
-    tool: dict[str, str]
+    tool: _Tool
     sources: dict[str, SourceFile]
     parameters: _Parameters
     splits: dict[str, _Counts]

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenlabels.annotations import Category, Dataset, Records
+from tokenlabels.annotations import Category, Dataset, LabelMaps, Records
 from tokenlabels.errors import ParameterError
 
 
@@ -62,13 +62,28 @@ def select(dataset: Dataset, selection: Selection) -> tuple[Dataset, int]:
 
 
 def _with_maps(records: Records, kept: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Records:
-    """Records whose maps know which segments (bool (m,), as annotations) and categories (bool (k,)) count."""
+    """Records whose maps know which annotations (bool (m,)) and categories (bool (k,)) count."""
     maps = records.maps
     if maps is None:
         return records
-    segments = None if maps.segments is None else replace(maps.segments, kept=kept)
+    segments = maps.segments
+    if segments is not None:
+        counted = segments.kept.copy()
+        counted[segments.kept] = kept
+        segments = replace(segments, kept=counted)
     values = None if maps.values is None else replace(maps.values, foreground=wanted)
+    if values and values.guessed and not wanted.all() and _class_map(maps):
+        raise ParameterError(
+            f"{_class_map(maps)}: which of its values is which category, nothing says, so that none can be selected: "
+            "list the categories in the order of values in a file, and name it with --categories."
+        )
     return replace(records, maps=replace(maps, segments=segments, values=values))
+
+
+def _class_map(maps: LabelMaps) -> str:
+    """The first class map of some, empty where there is none."""
+    pairs = zip(maps.files, maps.encodings, strict=True)
+    return next((file for file, encoding in pairs if file and encoding == "class"), "")
 
 
 def _texts(names: Sequence[str]) -> Sequence[str]:

@@ -9,6 +9,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
+import warnings
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -468,6 +470,40 @@ def test_exchanged_masks_are_noticed(voc: Path, tmp_path: Path) -> None:
         build(voc, out=tmp_path / "same", embed_masks=True)
     again = build(voc, out=tmp_path / "same", embed_masks=True, overwrite=True)
     assert rows_of(again)[0]["mask"]["bytes"] == path.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"embed_images": True}, {"embed_size": 96}])
+def test_exchanged_pictures_are_noticed(options: dict[str, Any], voc: Path, tmp_path: Path) -> None:
+    build(voc, out=tmp_path / "same", **options)
+    path = first(voc, "JPEGImages")
+    with Image.open(path) as picture:
+        Image.new("RGB", picture.size, "red").save(path)
+    with pytest.raises(TokenLabelsError, match="image_listing_sha256"):
+        build(voc, out=tmp_path / "same", **options)
+
+
+@pytest.mark.parametrize(("orientation", "counted"), [(1, 0), (3, 1), (6, 1), (9, 0)])
+def test_pictures_that_readers_turn_are_told_of(orientation: int, counted: int, voc: Path) -> None:
+    """Labels do not follow EXIF data; a resized picture has none."""
+    path = first(voc, "JPEGImages")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as picture:
+        picture.copy().save(path, exif=exif)
+    assert build(voc, embed_images=True).manifest["findings"].get("VOC044", 0) == counted
+    resized = build(voc, embed_size=96)
+    assert "VOC044" not in resized.manifest["findings"]
+    assert not opened(rows_of(resized)[0]["image"]).getexif()
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second to begin ends last, and would restore what the first had set."""
+    pauses = iter([0.1, 0.5])
+    monkeypatch.setattr("tokenlabels.builder.cores", lambda: 2)
+    monkeypatch.setattr("tokenlabels.model_input._check_size", lambda *_: time.sleep(next(pauses, 0)))
+    before = list(warnings.filters)
+    build(voc, embed_size=96)
+    assert list(warnings.filters) == before
 
 
 # --- what reads it ----------------------------------------------------------------------------------------------------

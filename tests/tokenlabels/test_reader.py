@@ -177,6 +177,17 @@ def test_a_missing_or_damaged_shard_is_one_sentence(sample_root: Path, tmp_path:
         read_header(shard)
 
 
+@pytest.mark.parametrize(("part", "name"), [("tool", "version"), ("parameters", "void"), ("parameters", "difficult")])
+def test_a_manifest_without_what_relabelling_needs_is_refused(
+    part: str, name: str, sample_root: Path, tmp_path: Path
+) -> None:
+    built = tokenlabels.build("coco", root=sample_root, out=tmp_path / "out")
+    del built.manifest[part][name]
+    (built.path / "manifest.json").write_text(json.dumps(built.manifest))
+    with pytest.raises(NotABuildError, match=f"is no manifest that this version reads .*{name}"):
+        tokenlabels.open(built.path)
+
+
 def test_paths_with_odd_characters_can_be_opened(sample_root: Path, tmp_path: Path) -> None:
     """Brackets, stars and equals signs mean something to glob patterns and to partitioned data sets."""
     out = tmp_path / "x=1" / "a [b] *? {c} é"

@@ -271,6 +271,19 @@ def test_table_without_a_list(tmp_path: Path, options: dict[str, Any], expected:
     assert table(make(tmp_path / "out", write(tmp_path, {"a": pixels}), **options)) == expected
 
 
+@pytest.mark.parametrize(("options", "noted"), [((), True), (("--ignore", "254"), False)])
+def test_masks_of_0_and_255_are_not_taken_for_background_silently(
+    tmp_path: Path, invoke: Invoke, options: tuple[str, ...], noted: bool
+) -> None:
+    places = write(tmp_path, {"a": np.array([[0, 255]], np.uint8).repeat(4, 0)})
+    named = [word for name, folder in places.items() for word in (f"--{name}", folder)]
+    result = invoke("build", "semantic", *named, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert ("note: the masks hold nothing but background and ignored values" in result.stderr) == noted
+    (row,) = rows(tokenlabels.open(tmp_path / "out"))
+    assert (1 in row["labels"]) != noted
+
+
 def test_table_spans_all_splits(tmp_path: Path) -> None:
     for split, value in (("night", 2), ("day", 5)):
         save(tmp_path / "annotations" / split / "x.png", np.full((8, 8), value, np.uint8))

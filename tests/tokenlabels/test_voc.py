@@ -315,6 +315,19 @@ def test_a_size_that_the_xml_does_not_say_is_that_of_the_picture(size: str, tmp_
         build(root)
 
 
+def test_a_large_picture_is_measured_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    root = write_voc(tmp_path / "voc", [Photo("x", 61, 40, (CAT,), size="", masks=False)])
+    assert rows_of(build(root))["x"]["width"] == 61
+
+
+def test_a_size_with_absurdly_many_pixels_is_refused(tmp_path: Path) -> None:
+    size = "<size><width>500000</width><height>500000</height></size>"
+    root = write_voc(tmp_path / "voc", [Photo("x", 61, 40, (CAT,), size=size, masks=False)])
+    with pytest.raises(FindingsError, match=r"VOC003 .*500000 x 500000 pixels"):
+        build(root, patch=16, image_size="native")
+
+
 def test_a_picture_of_another_size_than_the_xml_says_is_no_picture_of_it(voc: Path) -> None:
     Image.new("RGB", (40, 61)).save(voc / "JPEGImages" / "b.jpg")
     with pytest.raises(FindingsError, match=r"VOC040.*image b"):
@@ -816,6 +829,38 @@ def test_a_name_that_the_list_does_not_have(voc: Path) -> None:
         build(voc)
     rows = rows_of(build(voc, on_error="skip"))
     assert rows["b"]["objects"]["id"] == [1]
+
+
+@pytest.mark.parametrize("change", [("cat", "lynx"), ("<name>cat</name>", "")])
+def test_pixels_of_an_object_that_is_left_out_are_not_foreground(change: tuple[str, str], voc: Path) -> None:
+    """Like its box; and the mask is not said to hold a value that the XML does not have."""
+    file = voc / "Annotations" / "b.xml"
+    file.write_text(file.read_text().replace(*change))
+    (voc / "labelmap.txt").write_text("background\ncat\ndog\nperson\n")
+    built = build(voc, rule=MASK_RULE, on_error="skip")
+    assert rows_of(built)["b"]["objects"]["id"] == [2]
+    expected = mask_shares(PHOTOS[0].object_mask() == 2, PatchGrid.parse(8, 48))
+    np.testing.assert_allclose(rows_of(built)["b"]["scores"], expected, atol=CLOSE)
+    assert "VOC060" not in findings_of(built)
+    selected = build(voc, rule=MASK_RULE, on_error="skip", categories=["cat"])
+    assert not any(rows_of(selected)["b"]["labels"])
+
+
+def test_values_that_nothing_explains_cannot_be_told_apart(voc: Path, tmp_path: Path) -> None:
+    """The order of the names in the XML says nothing of class masks; all of them together are foreground."""
+    for file in (voc / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("<name>dog", "<name>zebra"))
+    assert any(rows_of(build(voc, rule=MASK_RULE, categories=["zebra"]))["b"]["labels"]), "object masks say it"
+    shutil.rmtree(voc / "SegmentationObject")
+    for photo in PHOTOS:
+        values = np.minimum(photo.object_mask(), 3)
+        save_mask(voc / "SegmentationClass" / f"{photo.image_id}.png", values)
+    assert any(rows_of(build(voc, rule=MASK_RULE))["b"]["labels"])
+    with pytest.raises(ParameterError, match=r"SegmentationClass/.*\.png: which of its values is which category"):
+        build(voc, rule=MASK_RULE, categories=["zebra"])
+    names = tmp_path / "names.txt"
+    names.write_text("background\ncat\nzebra\nperson\n")
+    assert any(rows_of(build(voc, rule=MASK_RULE, categories=[names, "zebra"]))["b"]["labels"])
 
 
 # --- bad masks --------------------------------------------------------------------------------------------------------

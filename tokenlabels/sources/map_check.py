@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +103,12 @@ def read_headers(
 def headers_of(chunk: HeaderChunk) -> tuple[int, list[MapHeader]]:
     """Task of `read_headers`."""
     pictures = chunk.pictures if chunk.images is not None else [""] * len(chunk.files)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
-        return chunk.start, [
-            _header(chunk.folder / file, encoding, chunk.images / picture if chunk.images and picture else None)
-            if file
-            else MapHeader()
-            for file, encoding, picture in zip(chunk.files, chunk.encodings, pictures, strict=True)
-        ]
+    return chunk.start, [
+        _header(chunk.folder / file, encoding, chunk.images / picture if chunk.images and picture else None)
+        if file
+        else MapHeader()
+        for file, encoding, picture in zip(chunk.files, chunk.encodings, pictures, strict=True)
+    ]
 
 
 def _header(path: Path, encoding: MapEncoding, picture: Path | None = None) -> MapHeader:

@@ -143,6 +143,11 @@ class SemanticSource:
                 for folder, (pairs, _) in zip(self.folders, parts, strict=True)
             )
             names = {value: str(value) for value in range(largest + 1)}
+            if names.keys() <= set(self.background):
+                reading.note(
+                    "the masks hold nothing but background and ignored values, so that no patch is foreground; where "
+                    "255 is an object, --ignore 254 makes it one."
+                )
         else:
             names = {category.id: category.name for category in self.categories}
         for value in self.background:

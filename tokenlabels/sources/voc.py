@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenlabels import check
 from tokenlabels.annotations import (
     BACKGROUND_VALUE,
+    MAX_IMAGE_PIXELS,
     MAX_IMAGE_SIDE,
     NO_MEANING,
     VOID_VALUE,
@@ -154,9 +155,7 @@ class VocSource:
 
     def _categories(self, images: Sequence[VocImage]) -> tuple[Category, ...]:
         """The category table; the id of a category is its value in class masks."""
-        listed = self.class_list
-        if listed is None and (self.root / _LABELMAP).is_file():
-            listed = self.root / _LABELMAP
+        listed = self._list()
         if listed is not None:
             found = read_class_list(listed)
             if found[0].id == 0 and found[0].name.lower() not in _BACKGROUND_NAMES:
@@ -166,12 +165,19 @@ class VocSource:
         names = VOC_NAMES if named <= set(VOC_NAMES) else tuple(sorted(named))
         return tuple(Category(value, name) for value, name in enumerate(names, 1))
 
+    def _list(self) -> Path | None:
+        """File with the categories."""
+        own = self.root / _LABELMAP
+        return own if self.class_list is None and own.is_file() else self.class_list
+
     def _split(self, part: _Part, categories: tuple[Category, ...], reading: Reading, log: FindingLog) -> Split:
-        records = _to_records(part, categories, log)
+        everything, usable = _to_records(part, categories, log)
+        records = everything.keep(usable)
         file = SourceFile(part.chosen.file, part.size, part.sha256)
         split = Split(split_name(part.chosen.name), records, self.root / _IMAGES, file, complete=False)
         if reading.masks:
-            split = self._with_maps(split, part, categories, reading, log)
+            segments = Segments(everything.offsets, everything.ids, everything.categories, everything.crowd, usable)
+            split = self._with_maps(split, part, categories, segments, reading, log)
         elif self._has(_OBJECTS) or self._has(_CLASSES):
             self._report_missing_masks(split, part, log)
         if reading.embed_masks:
@@ -183,9 +189,18 @@ class VocSource:
         return split
 
     def _with_maps(
-        self, split: Split, part: _Part, categories: tuple[Category, ...], reading: Reading, log: FindingLog
+        self,
+        split: Split,
+        part: _Part,
+        categories: tuple[Category, ...],
+        segments: Segments,
+        reading: Reading,
+        log: FindingLog,
     ) -> Split:
-        """The split with its label maps: the object mask where there is one, else the class mask."""
+        """The split with its label maps: the object mask where there is one, else the class mask.
+
+        `segments` are all objects of the XML, those too that were left out: their pixels are not foreground.
+        """
         records = split.records
         files, encodings = [], []
         present = {folder: _names(self.root / folder) for folder in (_OBJECTS, _CLASSES)}
@@ -195,10 +210,9 @@ class VocSource:
             folder = _OBJECTS if encoding == "object" else _CLASSES
             files.append(f"{folder}/{name}" if name in present[folder] else "")
             encodings.append(encoding)
-        segments = Segments(
-            records.offsets, records.ids, records.categories, records.crowd, np.ones(len(records.ids), np.bool_)
-        )
-        maps = LabelMaps(self.root.resolve(), files, encodings, _class_values(categories), segments)
+        guessed = self._list() is None and tuple(category.name for category in categories) != VOC_NAMES
+        values = replace(_class_values(categories), guessed=guessed)
+        maps = LabelMaps(self.root.resolve(), files, encodings, values, segments)
         expected = None if log.masks_scored else _segmented(part)
         return checked_maps(replace(split, records=replace(records, maps=maps)), reading, log, expected=expected)
 
@@ -290,7 +304,8 @@ def _read_images(root: Path, chosen: ImageSet, reading: Reading, log: FindingLog
 
 def _size_of(image: VocImage, root: Path, log: FindingLog) -> tuple[int, int] | None:
     """(width, height), from the picture where the XML does not say; None, reported, where neither does."""
-    if 1 <= image.width <= MAX_IMAGE_SIDE and 1 <= image.height <= MAX_IMAGE_SIDE:
+    fine = 1 <= image.width <= MAX_IMAGE_SIDE and 1 <= image.height <= MAX_IMAGE_SIDE
+    if fine and image.width * image.height <= MAX_IMAGE_PIXELS:
         return image.width, image.height
     stored = stored_size(root / _IMAGES / _file_name(image)) if not image.width or not image.height else None
     if stored is None:
@@ -305,8 +320,8 @@ def _file_name(image: VocImage) -> str:
     return image.image_id + suffix
 
 
-def _to_records(part: _Part, categories: Sequence[Category], log: FindingLog) -> Records:
-    """Columns of the images and objects of one list."""
+def _to_records(part: _Part, categories: Sequence[Category], log: FindingLog) -> tuple[Records, NDArray[np.bool_]]:
+    """Columns of the images and of all m objects of one list, and bool (m,): which of these can be used."""
     images = part.images
     objects: list[VocObject] = [found for image in images for found in image.objects]
     counts = np.array([len(image.objects) for image in images], np.int64)
@@ -335,4 +350,4 @@ def _to_records(part: _Part, categories: Sequence[Category], log: FindingLog) ->
         crowd=np.zeros(len(objects), np.bool_),
         difficult=np.array([found.difficult for found in objects], np.bool_),
     )
-    return records.keep(notes.usable)
+    return records, notes.usable
