@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cli.console import print_json, print_line, print_table, printable
 
 if TYPE_CHECKING:
-    from tokenlabels.builder import Plan
     from tokenlabels.check import FindingLog
     from tokenlabels.options import BuildOptions
+    from tokenlabels.planning import Plan
     from tokenlabels.reader import Build
     from tokenlabels.sources.base import Source
 

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
@@ -21,6 +20,38 @@ from cli.console import (
     print_line,
     run_app,
     say,
+)
+from cli.options import (
+    GRID,
+    RULE,
+    STORE,
+    AnnotationsOption,
+    BackgroundOption,
+    BuildArgument,
+    CategoriesOption,
+    CheckName,
+    GridOption,
+    IgnoreOption,
+    ImagesOption,
+    JsonOption,
+    LimitOption,
+    MasksOption,
+    MaskSuffixOption,
+    OnErrorName,
+    OverwriteOption,
+    PaddingName,
+    PolicyName,
+    RasterizerName,
+    ReduceOption,
+    ResizeName,
+    RootOption,
+    RuleChoice,
+    SampleOption,
+    SourceArgument,
+    SourceName,
+    SplitOption,
+    StuffOption,
+    WorkersOption,
 )
 from cli.reports import findings_json, image_folders, print_every_finding, print_findings, report_build, report_plan
 from cli.statistics import stats
@@ -39,135 +70,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-class SourceName(StrEnum):
-    """Sources that can be built."""
-
-    coco = "coco"
-    voc = "voc"
-    semantic = "semantic"
-
-
-class StuffName(StrEnum):
-    """What stuff of panoptic files is."""
-
-    foreground = "foreground"
-    background = "background"
-
-
-class ResizeName(StrEnum):
-    """Resize policies."""
-
-    squash = "squash"
-    letterbox = "letterbox"
-    shortest_edge = "shortest-edge"
-    native = "native"
-
-
-class RuleChoice(StrEnum):
-    """Rules."""
-
-    overlap = "overlap"
-    jaccard = "jaccard"
-    pixel_ratio = "pixel-ratio"
-
-
-class PolicyName(StrEnum):
-    """What a region does to the patches under it."""
-
-    foreground = "foreground"
-    background = "background"
-    ignore = "ignore"
-
-
-class PaddingName(StrEnum):
-    """What a patch wholly in padding is."""
-
-    background = "background"
-    ignore = "ignore"
-
-
-class OnErrorName(StrEnum):
-    """What to do about error-level findings."""
-
-    raise_ = "raise"
-    skip = "skip"
-
-
-class CheckName(StrEnum):
-    """How thoroughly a build checks."""
-
-    fast = "fast"
-    full = "full"
-
-
-class RasterizerName(StrEnum):
-    """Who turns polygons into pixels."""
-
-    kernel = "kernel"
-    pycocotools = "pycocotools"
-
-
-_READ, _GRID, _RULE = "What is read", "Grid", "Rule and foreground"
-_VALUES, _STORE = "Values of semantic masks", "What is written"
-
-SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
-BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a build.")]
-RootOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Data set folder in an official layout [default: coco ., $COCO_ROOT, ./coco; voc ., $VOC_ROOT, "
-        "./VOCdevkit/VOC2012; semantic .].",
-        rich_help_panel=_READ,
-    ),
-]
-AnnotationsOption = Annotated[
-    Path | None, typer.Option(help="A single annotation file instead of --root.", rich_help_panel=_READ)
-]
-ImagesOption = Annotated[Path | None, typer.Option(help="Image folder [default: ROOT/<split>].", rich_help_panel=_READ)]
-MasksOption = Annotated[
-    Path | None, typer.Option(help="semantic: folder of masks, one for each of --images.", rich_help_panel=_READ)
-]
-CategoriesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Foreground categories, repeatable or a,b,c; of voc and semantic also a FILE that lists all there are, "
-        "of semantic also the name of a data card such as ade20k.",
-        rich_help_panel=_RULE,
-    ),
-]
-IgnoreOption = Annotated[
-    list[int] | None, typer.Option(help="semantic: void value, repeatable [default: 255].", rich_help_panel=_VALUES)
-]
-BackgroundOption = Annotated[
-    list[int] | None, typer.Option(help="semantic: background value, repeatable [default: 0].", rich_help_panel=_VALUES)
-]
-ReduceOption = Annotated[
-    bool,
-    typer.Option(
-        "--reduce-zero-label", help="semantic: value 0 is void, categories begin at 1.", rich_help_panel=_VALUES
-    ),
-]
-StuffOption = Annotated[
-    StuffName | None,
-    typer.Option(help="semantic, panoptic: what stuff is [default: background].", rich_help_panel=_VALUES),
-]
-MaskSuffixOption = Annotated[
-    str | None, typer.Option(help="semantic: end of mask file names [default: .png].", rich_help_panel=_VALUES)
-]
-SampleOption = Annotated[
-    bool, typer.Option("--sample", help="Use a small generated data set, made on the spot.", rich_help_panel=_READ)
-]
-SplitOption = Annotated[
-    list[str] | None, typer.Option(help="Split to use, repeatable [default: all].", rich_help_panel=_READ)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a build made with other parameters.")]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Only the first N images of each split.", rich_help_panel=_READ)
-]
-GridOption = Annotated[str | None, typer.Option(help="Grid name [default: the first].")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].")]
 
 _SAMPLE_IMAGES = 60
 _SAMPLE_FOLDER = "tokenlabels-sample"
@@ -200,37 +102,40 @@ def build(
     masks: MasksOption = None,
     sample: SampleOption = False,
     split: SplitOption = None,
-    patch: Annotated[list[str], typer.Option(help="Patch size, P or HxW, repeatable.", rich_help_panel=_GRID)] = ["16"],  # noqa: B006
+    patch: Annotated[
+        list[str], typer.Option(help="Patch size in pixels, P or HxW, repeatable.", rich_help_panel=GRID)
+    ] = ["16"],  # noqa: B006
     image_size: Annotated[
-        list[str], typer.Option(help="Model input size, S, HxW or native, repeatable.", rich_help_panel=_GRID)
+        list[str], typer.Option(help="Model input size, S, HxW or native, repeatable.", rich_help_panel=GRID)
     ] = ["384"],  # noqa: B006
     resize: Annotated[
-        ResizeName, typer.Option(help="How an image becomes the model input.", rich_help_panel=_GRID)
+        ResizeName, typer.Option(help="How an image becomes the model input.", rich_help_panel=GRID)
     ] = ResizeName.squash,
     max_size: Annotated[
-        int | None, typer.Option(help="Cap on the long side, for --resize shortest-edge.", rich_help_panel=_GRID)
+        int | None, typer.Option(help="Cap on the long side, for --resize shortest-edge.", rich_help_panel=GRID)
     ] = None,
     rule: Annotated[
         RuleChoice | None,
-        typer.Option(help="How a patch is scored [default: overlap; semantic: pixel-ratio].", rich_help_panel=_RULE),
+        typer.Option(help="How a patch is scored [default: overlap; semantic: pixel-ratio].", rich_help_panel=RULE),
     ] = None,
     tau: Annotated[
         float | None,
         typer.Option(
-            help="Threshold of the rule [default: overlap 0.5, jaccard 0.5, pixel-ratio 0.1].", rich_help_panel=_RULE
+            help="Threshold of the rule [default: overlap 0.5, jaccard 0.5, pixel-ratio 0.1].",
+            rich_help_panel=RULE,
         ),
     ] = None,
     crowd: Annotated[
-        PolicyName, typer.Option(help="What a crowd region does.", rich_help_panel=_RULE)
+        PolicyName, typer.Option(help="What a crowd region does.", rich_help_panel=RULE)
     ] = PolicyName.foreground,
     void: Annotated[
-        PolicyName, typer.Option(help="What void pixels of masks do.", rich_help_panel=_RULE)
+        PolicyName, typer.Option(help="What void pixels of masks do.", rich_help_panel=RULE)
     ] = PolicyName.background,
     difficult: Annotated[
-        PolicyName, typer.Option(help="What difficult boxes (voc) do.", rich_help_panel=_RULE)
+        PolicyName, typer.Option(help="What difficult boxes (voc) do.", rich_help_panel=RULE)
     ] = PolicyName.foreground,
     padding: Annotated[
-        PaddingName, typer.Option(help="What a patch wholly in padding is.", rich_help_panel=_RULE)
+        PaddingName, typer.Option(help="What a patch wholly in padding is.", rich_help_panel=RULE)
     ] = PaddingName.background,
     ignore: IgnoreOption = None,
     background: BackgroundOption = None,
@@ -239,42 +144,42 @@ def build(
     mask_suffix: MaskSuffixOption = None,
     categories: CategoriesOption = None,
     exclude_categories: Annotated[
-        list[str] | None, typer.Option(help="Categories that are background.", rich_help_panel=_RULE)
+        list[str] | None, typer.Option(help="Categories that are background.", rich_help_panel=RULE)
     ] = None,
     min_area: Annotated[
-        float, typer.Option(help="Drop annotations smaller than this many square pixels.", rich_help_panel=_RULE)
+        float, typer.Option(help="Drop annotations smaller than this many square pixels.", rich_help_panel=RULE)
     ] = 0.0,
     limit: LimitOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write [default: ./tokenlabels-<source>].", rich_help_panel=_STORE)
+        Path | None,
+        typer.Option(help="Folder to write [default: ./tokenlabels-<source>].", rich_help_panel=STORE),
     ] = None,
     scores: Annotated[
-        bool, typer.Option("--scores/--no-scores", help="Store the scores, for relabel.", rich_help_panel=_STORE)
+        bool, typer.Option("--scores/--no-scores", help="Store the scores, for relabel.", rich_help_panel=STORE)
     ] = True,
     embed_images: Annotated[
-        bool, typer.Option("--embed-images", help="Store the image files in the shards.", rich_help_panel=_STORE)
+        bool, typer.Option("--embed-images", help="Store the image files in the shards.", rich_help_panel=STORE)
     ] = False,
     embed_size: Annotated[
         str | None,
         typer.Option(
-            help="Store images (and masks) as the model input, S or HxW, instead of the files.", rich_help_panel=_STORE
+            help="Store images (and masks) as the model input, S or HxW, instead of the files.",
+            rich_help_panel=STORE,
         ),
     ] = None,
     jpeg_quality: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100, help="Of the images that --embed-size makes [default: 90].", rich_help_panel=_STORE
+            min=1, max=100, help="Of the images that --embed-size makes [default: 90].", rich_help_panel=STORE
         ),
     ] = None,
     embed_masks: Annotated[
         bool,
-        typer.Option(
-            "--embed-masks", help="Store the mask PNGs (semantic, voc) in the shards.", rich_help_panel=_STORE
-        ),
+        typer.Option("--embed-masks", help="Store the mask PNGs (semantic, voc) in the shards.", rich_help_panel=STORE),
     ] = False,
     shard_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].", rich_help_panel=_STORE),
+        typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].", rich_help_panel=STORE),
     ] = None,
     workers: WorkersOption = None,
     on_error: Annotated[
@@ -317,9 +222,10 @@ def build(
     places = Places(root, annotations, images, masks, split, sample)
     meaning = ignore, background, reduce_zero_label, None if stuff is None else stuff.value, mask_suffix
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
-        from tokenlabels.builder import build_source, estimate_bytes, make_plan, new_log
+        from tokenlabels.builder import build_source
         from tokenlabels.options import BuildOptions
         from tokenlabels.output import check_ownership
+        from tokenlabels.planning import estimate_bytes, make_plan, new_log
         from tokenlabels.sources.locate import split_categories
 
         class_list, names = split_categories(source.value, categories)
@@ -365,7 +271,7 @@ def check(
     split: SplitOption = None,
     rule: Annotated[
         RuleChoice | None,
-        typer.Option(help="Rule whose needs decide what is an error [default: as build].", rich_help_panel=_RULE),
+        typer.Option(help="Rule whose needs decide what is an error [default: as build].", rich_help_panel=RULE),
     ] = None,
     ignore: IgnoreOption = None,
     background: BackgroundOption = None,

@@ -1,0 +1,141 @@
+"""Options that several commands share, and the words they take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class SourceName(StrEnum):
+    """Sources that can be built."""
+
+    coco = "coco"
+    voc = "voc"
+    semantic = "semantic"
+
+
+class StuffName(StrEnum):
+    """What stuff of panoptic files is."""
+
+    foreground = "foreground"
+    background = "background"
+
+
+class ResizeName(StrEnum):
+    """Resize policies."""
+
+    squash = "squash"
+    letterbox = "letterbox"
+    shortest_edge = "shortest-edge"
+    native = "native"
+
+
+class RuleChoice(StrEnum):
+    """Rules."""
+
+    overlap = "overlap"
+    jaccard = "jaccard"
+    pixel_ratio = "pixel-ratio"
+
+
+class PolicyName(StrEnum):
+    """What a region does to the patches under it."""
+
+    foreground = "foreground"
+    background = "background"
+    ignore = "ignore"
+
+
+class PaddingName(StrEnum):
+    """What a patch wholly in padding is."""
+
+    background = "background"
+    ignore = "ignore"
+
+
+class OnErrorName(StrEnum):
+    """What to do about error-level findings."""
+
+    raise_ = "raise"
+    skip = "skip"
+
+
+class CheckName(StrEnum):
+    """How thoroughly a build checks."""
+
+    fast = "fast"
+    full = "full"
+
+
+class RasterizerName(StrEnum):
+    """Who turns polygons into pixels."""
+
+    kernel = "kernel"
+    pycocotools = "pycocotools"
+
+
+READ, GRID, RULE = "What is read", "Grid", "Rule and foreground"
+VALUES, STORE = "Values of semantic masks", "What is written"
+
+SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
+BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a build.")]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Data set folder in an official layout [default: coco ., $COCO_ROOT, ./coco; voc ., $VOC_ROOT, "
+        "./VOCdevkit/VOC2012; semantic .].",
+        rich_help_panel=READ,
+    ),
+]
+AnnotationsOption = Annotated[
+    Path | None, typer.Option(help="A single annotation file instead of --root.", rich_help_panel=READ)
+]
+ImagesOption = Annotated[Path | None, typer.Option(help="Image folder [default: ROOT/<split>].", rich_help_panel=READ)]
+MasksOption = Annotated[
+    Path | None, typer.Option(help="semantic: folder of masks, one for each of --images.", rich_help_panel=READ)
+]
+CategoriesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Foreground categories, repeatable or a,b,c; of voc and semantic also a FILE that lists all there are, "
+        "of semantic also the name of a data card such as ade20k.",
+        rich_help_panel=RULE,
+    ),
+]
+IgnoreOption = Annotated[
+    list[int] | None,
+    typer.Option(help="semantic: void value, repeatable [default: 255].", rich_help_panel=VALUES),
+]
+BackgroundOption = Annotated[
+    list[int] | None,
+    typer.Option(help="semantic: background value, repeatable [default: 0].", rich_help_panel=VALUES),
+]
+ReduceOption = Annotated[
+    bool,
+    typer.Option(
+        "--reduce-zero-label", help="semantic: value 0 is void, categories begin at 1.", rich_help_panel=VALUES
+    ),
+]
+StuffOption = Annotated[
+    StuffName | None,
+    typer.Option(help="semantic, panoptic: what stuff is [default: background].", rich_help_panel=VALUES),
+]
+MaskSuffixOption = Annotated[
+    str | None, typer.Option(help="semantic: end of mask file names [default: .png].", rich_help_panel=VALUES)
+]
+SampleOption = Annotated[
+    bool, typer.Option("--sample", help="Use a small generated data set, made on the spot.", rich_help_panel=READ)
+]
+SplitOption = Annotated[
+    list[str] | None, typer.Option(help="Split to use, repeatable [default: all].", rich_help_panel=READ)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a build made with other parameters.")]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Only the first N images of each split.", rich_help_panel=READ)
+]
+GridOption = Annotated[str | None, typer.Option(help="Grid name [default: the first].")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].")]
