@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from helpers import fine, one_error_line
 from typer.testing import Result
 
 import tokenlabels
@@ -36,20 +37,6 @@ def contents(out: Path) -> dict[str, bytes]:
 def parameters(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = tokenlabels.open(out).manifest["parameters"]
     return found
-
-
-def fine(result: Result) -> Result:
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result
-
-
-def one_error_line(stderr: str, *named: str) -> None:
-    lines = stderr.splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: ")
-    assert "--debug" not in stderr, "an error that nobody foresaw"
-    for part in named:
-        assert part in lines[0]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from helpers import fine, one_error_line
 from PIL import Image
 from typer.testing import Result
 
@@ -23,20 +24,6 @@ pytestmark = [
 ]
 
 PIXELS = (np.arange(24 * 32).reshape(24, 32) // 8 % 4).astype(np.uint8)
-
-
-def fine(result: Result) -> Result:
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result
-
-
-def one_error_line(stderr: str, *named: str) -> None:
-    lines = stderr.splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: ")
-    assert "--debug" not in stderr, "an error that nobody foresaw"
-    for part in named:
-        assert part in lines[0]
 
 
 def save(path: str, pixels: Any = PIXELS) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import pytest
+from helpers import one_error_line
 from PIL import Image
 from typer.testing import Result
 
@@ -342,17 +343,6 @@ def bad_file(tmp_path: Path, document: Document) -> Callable[[Change], Path]:
         return path
 
     return write
-
-
-def one_error_line(stderr: str, *named: str) -> None:
-    """stderr is one sentence that names everything in `named`."""
-    lines = stderr.splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in stderr
-    assert "--debug" not in stderr, "an error that nobody foresaw"
-    for part in named:
-        assert part in lines[0]
 
 
 def held(out: Path) -> tuple[list[str], list[int]]:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from helpers import one_error_line
 from typer.testing import Result
 
 import tokenlabels
@@ -42,15 +43,6 @@ WORDS = ("--patch", "8", "--rule", "pixel-ratio", "--crowd", "ignore", "--shard-
 def contents(out: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
-def one_error_line(stderr: str, *named: str) -> None:
-    lines = stderr.splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: ")
-    assert "--debug" not in stderr, "an error that nobody foresaw"
-    for part in named:
-        assert part in lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from helpers import shards, shares
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import Result
@@ -141,28 +142,7 @@ def column(build: Build, name: str) -> list[Any]:
     return [row[name] for row in rows(build)]
 
 
-def shards(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
-
-
 # --- oracles ----------------------------------------------------------------------------------------------------------
-
-
-def weights(edges: Floats, side: int) -> Floats:
-    """(cells, side): how much of each pixel lies in each cell of one axis."""
-    pixels = np.arange(side)
-    inside = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    found: Floats = np.maximum(inside, 0.0)
-    return found
-
-
-def shares(chosen: NDArray[np.bool_], grid: PatchGrid) -> Floats:
-    """(cells,): share of every cell that some pixels cover."""
-    height, width = chosen.shape
-    y, x = grid.edges(width, height)
-    area = weights(y, height) @ chosen.astype(np.float64) @ weights(x, width).T
-    found: Floats = (area / np.outer(np.diff(y), np.diff(x))).ravel()
-    return found
 
 
 def assert_row(

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 import shapely
+from helpers import weights
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -144,14 +145,6 @@ def label_one(picture: Picture, grid: PatchGrid, **spec: Any) -> CellLabels:
 # --- oracles ----------------------------------------------------------------------------------------------------------
 
 
-def shares_of_pixels(edges: Floats, side: int) -> Floats:
-    """(cells, side): how much of each pixel lies in each cell of one axis."""
-    pixels = np.arange(side)
-    inside = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    shares: Floats = np.maximum(inside, 0.0)
-    return shares
-
-
 def union_of(things: Sequence[Thing], picture: Picture) -> Bools:
     """Pixels of any of some annotations by pycocotools."""
     rles = []
@@ -173,7 +166,7 @@ def mask_shares(things: Sequence[Thing], picture: Picture, grid: PatchGrid) -> F
     """(rows, cols): share of each cell covered by the union of some masks."""
     y, x = grid.edges(picture.width, picture.height)
     union = union_of(things, picture).astype(np.float64)
-    area = shares_of_pixels(y, picture.height) @ union @ shares_of_pixels(x, picture.width).T
+    area = weights(y, picture.height) @ union @ weights(x, picture.width).T
     shares: Floats = area / np.outer(np.diff(y), np.diff(x))
     return shares
 

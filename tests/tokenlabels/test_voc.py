@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from helpers import shares
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import Result
@@ -158,22 +159,6 @@ def files_below(folder: Path) -> list[str]:
 
 
 # --- oracles ----------------------------------------------------------------------------------------------------------
-
-
-def weights(edges: Floats, side: int) -> Floats:
-    """(cells, side): how much of each pixel lies in each cell of one axis."""
-    pixels = np.arange(side)
-    inside: Floats = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return np.maximum(inside, 0.0)
-
-
-def mask_shares(pixels: NDArray[np.bool_], grid: PatchGrid) -> Floats:
-    """(cells,) share of every cell that is true."""
-    height, width = pixels.shape
-    y, x = grid.edges(width, height)
-    area = weights(y, height) @ pixels.astype(np.float64) @ weights(x, width).T
-    shares: Floats = (area / np.outer(np.diff(y), np.diff(x))).ravel()
-    return shares
 
 
 def box_shares(corners: Sequence[float], size: tuple[int, int], grid: PatchGrid) -> Floats:
@@ -351,10 +336,10 @@ def test_pixel_ratio_is_the_exact_share_of_the_mask(void: str, options: dict[str
             with Image.open(voc / folder / f"{photo.image_id}.png") as picture:
                 values = np.asarray(picture)
             inside = (values != 0) & ((values != 255) | (void == "foreground"))
-            np.testing.assert_allclose(row["scores"], mask_shares(inside, grid), atol=CLOSE)
+            np.testing.assert_allclose(row["scores"], shares(inside, grid), atol=CLOSE)
             ignored = np.zeros(len(row["labels"]), bool)
             if void == "ignore":
-                ignored = mask_shares(values == 255, grid) > 0.5 + 1e-9
+                ignored = shares(values == 255, grid) > 0.5 + 1e-9
                 assert row["ignored"] == ignored.tolist()
             expected_labels(row, np.float32(row["scores"]) > np.float32(0.1), ignored)
 
@@ -399,7 +384,7 @@ def test_a_value_without_an_object_is_foreground_with_a_warning(voc: Path) -> No
     built = build(voc, rule=MASK_RULE)
     assert findings_of(built) == {"VOC060": 1}
     assert "image b holds the value 9" in built.manifest["finding_examples"][0]["message"]
-    expected = mask_shares((values > 0) & (values < 255), PatchGrid.parse(8, 48))
+    expected = shares((values > 0) & (values < 255), PatchGrid.parse(8, 48))
     np.testing.assert_allclose(rows_of(built)["b"]["scores"], expected, atol=CLOSE)
 
 
@@ -433,7 +418,7 @@ def test_categories_select_foreground_in_both_kinds_of_masks(
     grid = PatchGrid.parse(8, 48)
     for photo in PHOTOS:
         wanted = [place for place, thing in enumerate(photo.things, 1) if thing.name in kept]
-        expected = mask_shares(np.isin(photo.object_mask(), wanted), grid)
+        expected = shares(np.isin(photo.object_mask(), wanted), grid)
         np.testing.assert_allclose(rows[photo.image_id]["scores"], expected, atol=CLOSE)
         assert rows[photo.image_id]["objects"]["id"] == wanted
     boxes = rows_of(build(voc, **selection))
@@ -443,7 +428,7 @@ def test_categories_select_foreground_in_both_kinds_of_masks(
 def test_small_objects_can_be_left_out(voc: Path) -> None:
     """By the area of the box; class masks have no objects, which is said."""
     built = build(voc, rule=MASK_RULE, min_area=500)
-    expected = mask_shares(PHOTOS[0].object_mask() == 2, PatchGrid.parse(8, 48))
+    expected = shares(PHOTOS[0].object_mask() == 2, PatchGrid.parse(8, 48))
     np.testing.assert_allclose(rows_of(built)["b"]["scores"], expected, atol=CLOSE)
     assert built.manifest["annotations_left_out_by_selection"] == 2
 
@@ -505,7 +490,7 @@ def test_a_list_says_which_value_is_which_class(text: str, ids: list[int], place
     assert [(category.id, category.name) for category in built.categories] == list(
         zip(ids, ("dog", "cat"), strict=True)
     )
-    expected = mask_shares(values == 2, PatchGrid.parse(8, 48))
+    expected = shares(values == 2, PatchGrid.parse(8, 48))
     np.testing.assert_allclose(rows_of(built)["b"]["scores"], expected, atol=CLOSE)
 
 
@@ -839,7 +824,7 @@ def test_pixels_of_an_object_that_is_left_out_are_not_foreground(change: tuple[s
     (voc / "labelmap.txt").write_text("background\ncat\ndog\nperson\n")
     built = build(voc, rule=MASK_RULE, on_error="skip")
     assert rows_of(built)["b"]["objects"]["id"] == [2]
-    expected = mask_shares(PHOTOS[0].object_mask() == 2, PatchGrid.parse(8, 48))
+    expected = shares(PHOTOS[0].object_mask() == 2, PatchGrid.parse(8, 48))
     np.testing.assert_allclose(rows_of(built)["b"]["scores"], expected, atol=CLOSE)
     assert "VOC060" not in findings_of(built)
     selected = build(voc, rule=MASK_RULE, on_error="skip", categories=["cat"])
@@ -981,7 +966,7 @@ def test_few_bits_are_read_as_values(tmp_path: Path) -> None:
     pixels = PHOTOS[0].object_mask() == 1
     Image.fromarray(pixels).save(root / "SegmentationClass" / "b.png", bits=1)
     built = build(root, rule=MASK_RULE, void="ignore")
-    expected = mask_shares(pixels, PatchGrid.parse(8, 48))
+    expected = shares(pixels, PatchGrid.parse(8, 48))
     np.testing.assert_allclose(rows_of(built)["b"]["scores"], expected, atol=CLOSE)
     assert not any(rows_of(built)["b"]["ignored"])
 
@@ -1104,8 +1089,8 @@ def test_real_masks(void: str, real: Path, tmp_path: Path) -> None:
         for image_id, row in by_class.items():
             with Image.open(copy / "SegmentationClass" / f"{image_id}.png") as picture:
                 values = np.asarray(picture)
-            np.testing.assert_allclose(row["scores"], mask_shares((values > 0) & (values < 255), grid), atol=CLOSE)
+            np.testing.assert_allclose(row["scores"], shares((values > 0) & (values < 255), grid), atol=CLOSE)
             if void == "ignore":
-                assert row["ignored"] == (mask_shares(values == 255, grid) > 0.5 + 1e-9).tolist()
+                assert row["ignored"] == (shares(values == 255, grid) > 0.5 + 1e-9).tolist()
             assert by_object[image_id]["scores"] == row["scores"]
             assert by_object[image_id]["labels"] == row["labels"]
