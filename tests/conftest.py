@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.main import get_command
 from typer.testing import CliRunner, Result
+from voc_data import write_voc
 
 from cli.tokenlabels import app
 from tokenlabels import write_sample
@@ -315,3 +316,9 @@ def _position(rows: Sequence[Row]) -> Position:
         np.add.at(patches, where, labels != 255)
     share = np.divide(foreground, patches, out=np.zeros((height, width)), where=patches > 0)
     return Position(height, width, len(shapes) > 1, share.tolist(), patches.tolist())
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """A small faultless VOC folder, to be changed."""
+    return write_voc(tmp_path / "VOC2012")
