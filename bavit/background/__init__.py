@@ -1,0 +1,1 @@
+"""BAViT: the background-aware ViT, which tells background tokens from foreground ones."""
