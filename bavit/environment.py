@@ -8,7 +8,31 @@ from typing import Any
 
 from tokenlabels.errors import TokenLabelsError
 
-_PACKAGES = ("torch", "torchvision", "timm", "lightning", "transformers", "safetensors", "huggingface-hub", "scipy")
+_PACKAGES = (
+    "torch",
+    "matplotlib",
+    "torchvision",
+    "timm",
+    "lightning",
+    "transformers",
+    "safetensors",
+    "huggingface-hub",
+    "scipy",
+)
+
+
+def require_extra() -> dict[str, str]:
+    """The version of every package of the extra `bavit`.
+
+    Raises:
+        TokenLabelsError: one of them is not installed.
+    """
+    try:
+        return {name: metadata.version(name) for name in _PACKAGES}
+    except metadata.PackageNotFoundError as fault:
+        raise TokenLabelsError(
+            f"bavit needs its extra, {fault} is missing: pip install 'tokenlabels[bavit]' (uv run --extra bavit)."
+        ) from None
 
 
 def describe() -> dict[str, Any]:
@@ -17,14 +41,9 @@ def describe() -> dict[str, Any]:
     Raises:
         TokenLabelsError: the extra is not installed.
     """
-    try:
-        versions = {name: metadata.version(name) for name in _PACKAGES}
-        import torch
-    except (ImportError, metadata.PackageNotFoundError) as fault:
-        missing = fault.name if isinstance(fault, ImportError) else str(fault)
-        raise TokenLabelsError(
-            f"bavit needs its extra, {missing} is missing: pip install 'tokenlabels[bavit]' (uv run --extra bavit)."
-        ) from None
+    versions = require_extra()
+    import torch
+
     devices = ["cpu"]
     devices += [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import Category, Records
@@ -52,6 +53,7 @@ class Rows:
         groups: the row groups that hold these images.
         group: int32 (n,), index into `groups`.
         row: int32 (n,), row in that row group.
+        picture_bytes: bytes that the embedded pictures of each row group take; 0 where there are none.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Rows:
     groups: Sequence[GroupAddress]
     group: NDArray[np.int32]
     row: NDArray[np.int32]
+    picture_bytes: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -83,6 +86,26 @@ class Rows:
     def has_pictures(self) -> bool:
         """Whether the shards embed the images."""
         return bool(self.groups) and "image" in self.groups[0].columns
+
+    def keep(self, kept: NDArray[np.bool_]) -> Rows:
+        """The images where `kept` bool (n,) is true, with their objects."""
+        counts = np.diff(self.offsets)
+        chosen, objects = np.flatnonzero(kept).tolist(), np.repeat(kept, counts)
+        return replace(
+            self,
+            splits=[self.splits[index] for index in chosen],
+            image_ids=[self.image_ids[index] for index in chosen],
+            file_names=[self.file_names[index] for index in chosen],
+            widths=self.widths[kept],
+            heights=self.heights[kept],
+            labels=self.labels[kept],
+            scores=None if self.scores is None else self.scores[kept],
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])]),
+            boxes=self.boxes[objects],
+            objects={name: values[objects] for name, values in self.objects.items()},
+            group=self.group[kept],
+            row=self.row[kept],
+        )
 
     def records(self, index: int) -> Records:
         """One image with its boxes, as the rules of tokenlabels take it."""
@@ -151,7 +174,19 @@ def read_rows(build: Build, *, grid: str | None = None, splits: Sequence[str] | 
         groups=groups,
         group=np.repeat(np.arange(len(groups), dtype=np.int32), counts),
         row=np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+        picture_bytes=[_picture_bytes(group) for group in groups],
     )
+
+
+def _picture_bytes(group: GroupAddress) -> int:
+    if "image" not in group.columns:
+        return 0
+    try:
+        stored = pq.read_metadata(group.path).row_group(group.index)
+    except (OSError, pa.ArrowException):
+        raise damaged(group.path, "is damaged or no shard") from None
+    columns = (stored.column(number) for number in range(stored.num_columns))
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "image.bytes")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cli.console import errors_reported, print_json, print_line, run_app
+from cli.console import GroupedCommand, errors_reported, print_json, print_line, run_app
+from cli.training import train
 from tokenlabels import __version__
 
 app = typer.Typer(
@@ -51,6 +52,9 @@ def info(
         else:
             for name, value in found.items():
                 print_line(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+app.command(cls=GroupedCommand)(train)
 
 
 def main() -> None:

@@ -1,0 +1,198 @@
+"""Where training starts: from scratch, with care; from ImageNet weights of timm; or from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.nn.functional import unfold
+
+from bavit.background.model import CONFIG_FILE, WEIGHTS_FILE, BAViT, load_weights, read_safetensors
+from tokenlabels.errors import TokenLabelsError
+
+IMAGENET_MODEL = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
+
+_QUERY_KEY = (0.7, 0.7)
+_VALUE_PROJECTION = (0.4, -0.4)
+"""Noise and identity of the products that `_mimetic` gives attention, as its source has them."""
+
+_POSITION_SCALE = 0.25
+_EMBEDDING_SCALE = 0.3
+_WHITEN_FLOOR = 0.02
+
+
+def from_scratch(model: BAViT, pixels: Tensor, generator: torch.Generator) -> None:
+    """Initialise a model so that it learns from few pictures.
+
+    The first layer whitens patches of the data, positions are sines and cosines, and attention begins as in trained
+    transformers ("Mimetic Initialization of Self-Attention Layers", Trockman and Kolter 2023). What each of these
+    brings is in the README.
+
+    Args:
+        model: freshly made, changed in place.
+        pixels: float (B, 3, H', W'), some hundred normalised pictures of the training set.
+        generator: of the randomness.
+    """
+    with torch.no_grad():
+        positions = sine_positions(*model.shape, model.width)
+        model.vit.get_parameter("pos_embed").copy_(_POSITION_SCALE * positions)
+        for number in range(model.depth):
+            _mimetic(model.vit.get_submodule(f"blocks.{number}.attn"), model.heads, generator)
+        _whiten(model.vit.patch_embed.proj, pixels, model.width)
+
+
+def sine_positions(rows: int, cols: int, width: int) -> Tensor:
+    """float32 (1, rows * cols, width): half of it sines and cosines of the row, half of the column.
+
+    Source: "An Empirical Study of Training Self-Supervised Vision Transformers" (MoCo v3), 2-D positions.
+    """
+    quarter = width // 4
+    frequency = 10000 ** (-torch.arange(quarter) / quarter)
+    down, across = (torch.arange(count)[:, None] * frequency for count in (rows, cols))
+    down, across = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (down, across))
+    halves = [down[:, None].expand(rows, cols, -1), across[None].expand(rows, cols, -1)]
+    found = torch.zeros(1, rows * cols, width)
+    found[0, :, : 4 * quarter] = torch.cat(halves, 2).flatten(0, 1)
+    return found
+
+
+def _mimetic(attention: nn.Module, heads: int, generator: torch.Generator) -> None:
+    """Query x key resembles the identity, value x projection minus the identity, both with noise."""
+    qkv = attention.get_parameter("qkv.weight")
+    width = qkv.shape[1]
+    size = width // heads
+    for head in range(heads):
+        left, right = _factors(width, *_QUERY_KEY, size, generator)
+        qkv[head * size : (head + 1) * size] = left.T
+        qkv[width + head * size : width + (head + 1) * size] = right
+    left, right = _factors(width, *_VALUE_PROJECTION, width, generator)
+    qkv[2 * width :] = right
+    attention.get_parameter("proj.weight").copy_(left)
+
+
+def _factors(width: int, noise: float, identity: float, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(width, rank) and (rank, width), whose product is the best of that rank to noise + identity."""
+    wanted = noise * torch.randn(width, width, generator=generator) / math.sqrt(width) + identity * torch.eye(width)
+    u, s, v = torch.linalg.svd(wanted)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def _whiten(layer: nn.Conv2d, pixels: Tensor, width: int) -> None:
+    """Make the first layer project patches on their principal components, each of about equal variance."""
+    size = (layer.kernel_size[0], layer.kernel_size[1])
+    patches = unfold(pixels.float(), size, stride=size).transpose(1, 2).flatten(0, 1).double()
+    if len(patches) < 2:
+        return
+    mean = patches.mean(0)
+    variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
+    count = min(width, len(variances))
+    variances, directions = variances.flip(0)[:count].clamp(min=0), directions.flip(1)[:, :count]
+    kernel = _EMBEDDING_SCALE * (directions / (variances.sqrt() + _WHITEN_FLOOR)).T
+    layer.weight[:count] = kernel.float().view(count, *layer.weight.shape[1:])
+    if layer.bias is not None:
+        layer.bias[:count] = (-kernel @ mean).float()
+
+
+def from_imagenet(model: BAViT) -> None:
+    """Start from `IMAGENET_MODEL`: its first blocks, patches and positions resampled, CLS position dropped.
+
+    Raises:
+        TokenLabelsError: the weights cannot be fetched, or do not fit the model's width.
+    """
+    try:
+        source = timm.create_model(IMAGENET_MODEL, pretrained=True)
+    except Exception as fault:  # noqa: BLE001  of urllib, requests, huggingface_hub, or safetensors, by version
+        raise TokenLabelsError(
+            f"{IMAGENET_MODEL}: cannot be fetched ({type(fault).__name__}): use --init none to train from scratch, or "
+            "fetch its model.safetensors from the Hugging Face hub (timm/" + IMAGENET_MODEL + ") elsewhere and name "
+            "that file with --init."
+        ) from None
+    load_vit(model, source.state_dict(), Path(IMAGENET_MODEL))
+
+
+def from_checkpoint(model: BAViT, path: Path) -> None:
+    """Start from a file or folder: a bavit run, or the weights of a timm ViT (.safetensors, .pth, .pt, .bin).
+
+    Raises:
+        TokenLabelsError: it cannot be read, or does not fit.
+    """
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise TokenLabelsError(f"{file}: no such file: --init takes imagenet, none, a run, or a file of weights.")
+    state = read_safetensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
+    if any(name.startswith("vit.") for name in state):
+        state = {name.removeprefix("vit."): value for name, value in state.items()}
+    load_vit(model, state, file, _stored_shape(file.parent / CONFIG_FILE))
+
+
+def _stored_shape(config: Path) -> tuple[int, int] | None:
+    """(rows, cols) of the grid that a run was trained on."""
+    try:
+        values = json.loads(config.read_bytes())
+        (height, width), (down, across) = values["image_size"], values["patch"]
+        return height // down, width // across
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+        raise TokenLabelsError(f"{path}: cannot be read as weights alone (cut short, or it holds more).") from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise TokenLabelsError(f"{path}: holds no state dict: --init takes the weights of a ViT.")
+    return found
+
+
+def load_vit(model: BAViT, state: dict[str, Tensor], path: Path, shape: tuple[int, int] | None = None) -> None:
+    """Fit the weights of a ViT into a model: positions and patches resampled, blocks beyond its depth left out.
+
+    A head of two outputs is taken over, any other is left as it is.
+
+    Args:
+        model: receives the weights.
+        state: of a timm `VisionTransformer`, with or without CLS token.
+        path: for errors.
+        shape: (rows, cols) of its positions; None: they are square, or as many as the model has.
+
+    Raises:
+        TokenLabelsError: it has fewer blocks, another width, or is no ViT.
+    """
+    vit = model.vit
+    if "pos_embed" not in state or "patch_embed.proj.weight" not in state:
+        raise TokenLabelsError(f"{path}: holds no ViT (no pos_embed): --init takes the weights of a timm ViT or a run.")
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    if len(blocks) < model.depth:
+        raise TokenLabelsError(f"{path}: has {len(blocks)} blocks, --depth {model.depth} needs as many.")
+    known = vit.state_dict()
+    fitted = {name: value for name, value in state.items() if name in known and not name.startswith("head.")}
+    if state["pos_embed"].shape[-1] == model.width:
+        fitted["pos_embed"] = _positions(state["pos_embed"][:, int("cls_token" in state) :], model.shape, shape, path)
+        size = list(known["patch_embed.proj.weight"].shape[2:])
+        fitted["patch_embed.proj.weight"] = resample_patch_embed(state["patch_embed.proj.weight"], size)
+    heads = {name: value for name, value in known.items() if name.startswith("head.")}
+    fitting = all(name in state and state[name].shape == value.shape for name, value in heads.items())
+    fitted |= {name: state[name] for name in heads} if fitting else heads
+    load_weights(vit, fitted, path)
+
+
+def _positions(stored: Tensor, wanted: tuple[int, int], shape: tuple[int, int] | None, path: Path) -> Tensor:
+    """(1, rows * cols, width) of another grid."""
+    count = stored.shape[1]
+    side = math.isqrt(count)
+    shape = shape or (wanted if count == wanted[0] * wanted[1] else (side, side))
+    if shape[0] * shape[1] != count:
+        raise TokenLabelsError(f"{path}: has {count} positions, which are no {shape[0]} x {shape[1]} grid.")
+    return stored if shape == wanted else resample_abs_pos_embed(stored, list(wanted), list(shape), 0)

@@ -1,0 +1,294 @@
+"""BAViT: a plain ViT without CLS token that gives every patch two outputs, background and foreground."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from bavit.background.refine import refine
+from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.grid import PatchGrid
+from tokenlabels.model_input import model_input
+from tokenlabels.shards import write_atomically
+
+Picture: TypeAlias = Image.Image | Tensor
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+HALF = (0.5, 0.5, 0.5)
+
+
+class BAViT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="bavit",
+    tags=["background-aware-vit", "token-pruning"],
+    license="apache-2.0",
+):
+    """The background-aware ViT: `model(pixels)` gives logits per patch, index 1 is foreground.
+
+    Source: the BAViT paper; depth 2 is its BAViT-small, depth 10 its BAViT-large. The backbone is timm's
+    `VisionTransformer` with `class_token=False`, `global_pool=""`, `num_classes=2`.
+
+    Args:
+        depth: transformer blocks.
+        width: dimension of a token.
+        heads: attention heads, by default one for every 64 of `width`.
+        patch: (height, width) of a patch in pixels; one number for both.
+        image_size: (H', W') of the model input; one number for both.
+        resize: how a picture becomes the model input: `squash` or `letterbox`.
+        mean: of each channel of RGB in 0..1, subtracted from pixels.
+        std: of each channel, pixels are divided by.
+        threshold: a token is removed where its background probability is greater than this.
+        refine_steps: steps of refinement after the threshold, see `refine`.
+        calibration: what `bavit calibrate` found, kept in the config; None before.
+
+    Attributes:
+        grid: the patch grid, as tokenlabels has it.
+        shape: (rows, cols) of the grid.
+
+    Raises:
+        ParameterError: sizes that make no grid, or that do not divide.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        depth: int = 2,
+        width: int = 192,
+        heads: int | None = None,
+        patch: int | Sequence[int] = 16,
+        image_size: int | Sequence[int] = 384,
+        resize: str = "squash",
+        mean: Sequence[float] = HALF,
+        std: Sequence[float] = HALF,
+        threshold: float = 0.5,
+        refine_steps: int = 0,
+        calibration: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = PatchGrid.parse(_pair(patch), _pair(image_size), resize)
+        shape = self.grid.constant_shape
+        if shape is None or self.grid.image_size is None:
+            raise ParameterError("BAViT takes grids of constant shape: resize by squash or letterbox.")
+        heads = heads or max(1, width // 64)
+        if depth < 1 or width % heads or (width // heads) % 2:
+            raise ParameterError(f"a ViT of depth {depth}, width {width} and {heads} heads cannot be made.")
+        self.shape = shape
+        self.depth, self.width, self.heads = depth, width, heads
+        self.threshold, self.refine_steps, self.calibration = threshold, refine_steps, calibration
+        self.vit = VisionTransformer(
+            img_size=self.grid.image_size,
+            patch_size=self.grid.patch,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            num_classes=2,
+            class_token=False,
+            global_pool="",
+        )
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of every patch.
+
+        Args:
+            pixels: float (B, 3, H', W'), normalised, see `preprocess`.
+
+        Returns:
+            (B, rows * cols, 2), row-major, index 1 is foreground.
+        """
+        logits: Tensor = self.vit(pixels)
+        return logits
+
+    def background(self, pixels: Tensor) -> Tensor:
+        """float32 (B, rows, cols): the probability that a patch is background; shapes as in `forward`."""
+        logits: Tensor = self(pixels).float()
+        return torch.sigmoid(logits[..., 0] - logits[..., 1]).reshape(-1, *self.shape)
+
+    def kept(self, pixels: Tensor) -> Tensor:
+        """bool (B, rows, cols): the tokens to keep, by `threshold` and `refine_steps`; shapes as in `forward`."""
+        return refine(self.background(pixels) <= self.threshold, self.refine_steps)
+
+    def preprocess(self, images: Picture | Sequence[Picture]) -> Tensor:
+        """Pictures as this model takes them: resized by the grid's policy, normalised.
+
+        Args:
+            images: one or several; PIL images, or uint8 tensors (3, H, W) of RGB. EXIF orientation is not applied.
+
+        Returns:
+            float32 (B, 3, H', W'), on the model's device.
+
+        Raises:
+            ParameterError: a tensor of another shape or type.
+        """
+        several = [images] if isinstance(images, (Image.Image, Tensor)) else images
+        resized = [np.array(model_input(_as_pil(image), self.grid)) for image in several]
+        if not resized:
+            height, width = self.grid.image_size or (0, 0)
+            return torch.empty(0, 3, height, width, device=self.mean.device)
+        return self.normalise(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(self.mean.device))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H', W') to normalised float32, the same shape."""
+        return torch.addcmul(-self.mean / self.std, pixels, 1 / (255 * self.std))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `BAViT(**config)` needs to make the same model; JSON values."""
+        return {
+            "depth": self.depth,
+            "width": self.width,
+            "heads": self.heads,
+            "patch": list(self.grid.patch),
+            "image_size": list(self.grid.image_size or ()),
+            "resize": self.grid.resize,
+            "mean": [round(value, 6) for value in self.mean.flatten().tolist()],
+            "std": [round(value, 6) for value in self.std.flatten().tolist()],
+            "threshold": self.threshold,
+            "refine_steps": self.refine_steps,
+            "calibration": self.calibration,
+        }
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write `config.json` and `model.safetensors` into a folder; options as `PyTorchModelHubMixin` has them.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        self._hub_mixin_config = self.config
+        if options:
+            found: str | None = super().save_pretrained(save_directory, **options)
+            return found
+        folder = Path(save_directory)
+        self._save_pretrained(folder)
+        write_atomically(folder / CONFIG_FILE, (json.dumps(self.config, indent=2) + "\n").encode())
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        write_atomically(save_directory / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
+    ) -> BAViT:
+        hub = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        known = {name: options.pop(name) for name in hub if name in options}
+        folder = Path(model_id)
+        path = folder / WEIGHTS_FILE if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS_FILE, **known))
+        model = cls(**options)
+        load_weights(model, read_safetensors(path), path, strict=strict)
+        return model.to(map_location).eval()
+
+
+def load_model(name: str | Path) -> BAViT:
+    """`BAViT.from_pretrained`, with faults told in one sentence.
+
+    Args:
+        name: a folder with `config.json` and `model.safetensors`, such as a run; or a Hugging Face hub id.
+
+    Raises:
+        TokenLabelsError: there is no such model, or its files are damaged.
+    """
+    folder = Path(name)
+    local = folder.exists()
+    if local and not folder.is_dir():
+        raise TokenLabelsError(f"{folder}: is a file: name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}.")
+    if local:
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / file).is_file():
+                raise TokenLabelsError(f"{folder / file}: no such file: name the folder of a finished bavit run.")
+        _check_config(folder / CONFIG_FILE)
+    try:
+        return BAViT.from_pretrained(str(name))
+    except TokenLabelsError:
+        raise
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
+        raise TokenLabelsError(
+            f"{name}: no such folder, and no model of that name could be fetched from the Hugging Face hub "
+            f"({type(fault).__name__}): name the folder of a bavit run."
+        ) from None
+    except (TypeError, ValueError, AttributeError) as fault:
+        reason = str(fault).partition("\n")[0]
+        raise TokenLabelsError(f"{folder / CONFIG_FILE}: does not describe a BAViT ({reason}).") from None
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raise TokenLabelsError(f"{path}: is no JSON: the run is damaged, train it again or fetch it again.") from None
+    if not isinstance(config, dict) or not {"depth", "width", "patch", "image_size"} <= config.keys():
+        raise TokenLabelsError(f"{path}: is not the config of a BAViT: name the folder of a bavit run.")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        TokenLabelsError: it is missing, cut short, or no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or "cut short, or no safetensors file"
+        raise TokenLabelsError(f"{path}: cannot be read ({reason}): fetch it again.") from None
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, *, strict: bool = True) -> None:
+    """Load a state dict that must fit.
+
+    Args:
+        module: receives the weights.
+        state: name -> tensor.
+        path: where they are from, for errors.
+        strict: every tensor must be there, and no other.
+
+    Raises:
+        TokenLabelsError: a tensor is missing, unknown, or of another shape.
+    """
+    wanted = module.state_dict()
+    for name, tensor in state.items():
+        if name in wanted and wanted[name].shape != tensor.shape:
+            held, needed = tuple(tensor.shape), tuple(wanted[name].shape)
+            raise TokenLabelsError(
+                f"{path}: {name} has shape {held}, this model needs {needed}: it is another model's."
+            )
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if strict and (missing or unknown):
+        what = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which this model has not"
+        raise TokenLabelsError(f"{path}: {what}: it is another model's.")
+    module.load_state_dict(state, strict=strict)
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ParameterError(f"{value!r} is no size: give one number, or height and width.")
+    return pair
+
+
+def _as_pil(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ParameterError(
+            f"a picture is a PIL image or a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}."
+        )
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))

@@ -1,0 +1,102 @@
+"""The folder of a training run: what is in it, who may write to it, and the figures of its epochs.
+
+config.json, model.safetensors   the model, for `BAViT.from_pretrained`
+run.json                         settings, data and versions
+metrics.jsonl, curves.png        figures of every epoch
+checkpoint.pt                    what `--resume` goes on from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bavit.background.checkpoint import CHECKPOINT_FILE
+from bavit.background.model import CONFIG_FILE, WEIGHTS_FILE
+from bavit.rows import Rows
+from tokenlabels.errors import OutputError, TokenLabelsError
+from tokenlabels.shards import is_temporary, write_atomically
+
+RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
+_FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, CONFIG_FILE, WEIGHTS_FILE)
+
+
+def claim(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder ready for a new run.
+
+    Args:
+        folder: of the run.
+        overwrite: delete the run that is in it.
+
+    Raises:
+        OutputError: it holds a run, or other files, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file: name a folder with --out.")
+    held = [path.name for path in folder.iterdir() if not is_temporary(path.name)] if folder.is_dir() else []
+    if held and RUN_FILE not in held:
+        raise OutputError(f"{folder}: holds other files ({sorted(held)[0]}): name an empty folder with --out.")
+    if held and not overwrite:
+        raise OutputError(f"{folder}: holds a run: go on with --resume, or use --overwrite or another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as fault:
+        raise OutputError(f"{folder}: cannot be written ({fault.strerror}): name another --out.") from None
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run.json` says.
+
+    Raises:
+        TokenLabelsError: the folder holds no run.
+    """
+    path = folder / RUN_FILE
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not isinstance(found.get("given"), dict):
+            raise ValueError
+    except FileNotFoundError:
+        raise TokenLabelsError(f"{path}: no such file: there is no run to resume, train without --resume.") from None
+    except (OSError, ValueError):
+        raise TokenLabelsError(f"{path}: is damaged: train anew with --overwrite.") from None
+    return found
+
+
+def check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings.
+
+    Raises:
+        OutputError: they differ; says where.
+    """
+    differences = [
+        f"{name} was {stored.get(name)!r}, now {wanted.get(name)!r}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise OutputError(f"{folder}: holds a run with other settings ({'; '.join(differences)}): name another --out.")
+
+
+def write_run(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `run.json`."""
+    write_atomically(folder / RUN_FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_metrics(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write `metrics.jsonl`, one record a line."""
+    write_atomically(folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in history).encode())
+
+
+def data_digest(rows: Sequence[Rows]) -> str:
+    """Hex sha256 of what is trained and validated on: the labels, which image is which, and its size."""
+    found = hashlib.sha256()
+    for part in rows:
+        found.update(json.dumps([part.header.grid, *part.image_ids]).encode())
+        for values in (part.labels, part.widths, part.heights, part.boxes):
+            found.update(values.tobytes())
+    return found.hexdigest()

@@ -1,0 +1,412 @@
+"""Training of BAViT, from rows to a run folder; the loop reads from top to bottom.
+
+The bits of every weight on a CPU follow from data, settings, number of threads and versions: neither stopping and
+resuming, nor the number of workers, nor whether anybody watches, changes them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bavit.background import initialize
+from bavit.background.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from bavit.background.confusion import Confusion
+from bavit.background.curves import draw_curves
+from bavit.background.interruption import Interrupted, Interruption
+from bavit.background.loss import loss_sums, soft_targets
+from bavit.background.model import BAViT
+from bavit.background.optimizer import make_optimizer, set_rate
+from bavit.background.run_folder import CURVES_FILE, check_same, claim, data_digest, write_metrics, write_run
+from bavit.background.settings import Settings
+from bavit.data import Batch, BatchOrder, ShardImages, loader
+from bavit.device import make_fabric
+from bavit.environment import describe
+from bavit.pictures import PictureError
+from bavit.rows import Rows
+from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.progress import Progress
+from tokenlabels.stats_shards import FOREGROUND, IGNORE
+
+_FIRST_PICTURES = 128
+"""Pictures that initialisation from scratch looks at."""
+
+
+class DivergedError(TokenLabelsError):
+    """The loss is not finite any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is trained on, and where it goes.
+
+    Attributes:
+        train: rows to train on.
+        val: rows to validate on, on the same grid.
+        images: folder of the pictures of `train`, or None where they are embedded.
+        val_images: of `val`.
+        out: folder of the run.
+        workers: processes that decode pictures.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        resume: go on with the run that is there.
+        overwrite: delete it.
+        tensorboard: write events for TensorBoard, too.
+    """
+
+    train: Rows
+    val: Rows
+    images: Path | None
+    val_images: Path | None
+    out: Path
+    workers: int = 1
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+    tensorboard: bool = False
+
+
+def train(task: Task, settings: Settings, given: dict[str, Any], progress: Progress) -> dict[str, float]:
+    """Train a model, and leave it in a run folder.
+
+    Args:
+        task: data and folder.
+        settings: how.
+        given: the settings a person gave, kept for `--resume`.
+        progress: told about every picture and epoch.
+
+    Returns:
+        The figures of the last epoch.
+
+    Raises:
+        ParameterError: data and settings that contradict each other.
+        TokenLabelsError: no usable pictures, checkpoint or weights; `DivergedError` where the loss is not finite.
+        OutputError: the folder cannot be used.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    _check(task, settings)
+    fabric = make_fabric(task.device, settings.precision)
+    if settings.batch_size % fabric.world_size:
+        raise ParameterError(f"--batch-size {settings.batch_size} is not divided by {fabric.world_size} ranks.")
+    fabric.launch()
+    run = _Run(task, settings, given, fabric, progress)
+    with Interruption() as wish:
+        for epoch in range(run.state.epoch, settings.epochs):
+            run.begin(epoch)
+            for batch in run.loader:
+                run.step(batch)
+                if run.wished(wish.number):
+                    run.save()
+                    raise Interrupted(run.stopped_by, run.where())
+            run.end()
+    return run.state.history[-1]
+
+
+def _check(task: Task, settings: Settings) -> None:
+    for rows, what in ((task.train, "train on"), (task.val, "validate on")):
+        if not len(rows):
+            splits = ", ".join(dict.fromkeys(group.split for group in rows.groups))
+            raise ParameterError(f"{rows.folder} holds no rows to {what} (split {splits}): name another split.")
+    if task.train.grid != task.val.grid:
+        raise ParameterError(
+            f"{task.train.folder} has the grid {task.train.header.grid}, {task.val.folder} has "
+            f"{task.val.header.grid}: train and validate on one grid, --grid names it."
+        )
+    if settings.soft_targets and task.train.scores is None:
+        raise ParameterError("--soft-targets learns scores, but they were not read.")
+
+
+class _Run:
+    """A run that goes on: the live objects, and what `TrainingState` keeps of them."""
+
+    def __init__(
+        self, task: Task, settings: Settings, given: dict[str, Any], fabric: Fabric, progress: Progress
+    ) -> None:
+        self.settings, self.fabric, self.progress, self.out = settings, fabric, progress, task.out
+        self.stopped_by = 0
+        self.recipe = settings.optimization
+        digest = data_digest([task.train, task.val])
+        stored = self._open(task, settings, given, digest)
+        seed, world, rank = settings.seed, fabric.world_size, fabric.global_rank
+        pin = fabric.device.type == "cuda"
+        dataset = ShardImages(task.train, task.images, self.recipe.augmentation, seed)
+        self.order = BatchOrder(task.train, settings.batch_size, seed, world, rank)
+        self.loader = loader(dataset, self.order, task.workers, pin=pin)
+        val_order = BatchOrder(task.val, settings.batch_size, None, world, rank)
+        self.val_loader = loader(ShardImages(task.val, task.val_images), val_order, min(task.workers, 2), pin=pin)
+        self.tau = task.train.header.tau
+        self.class_weights = balanced_weights(task.train) if settings.class_weights == "balanced" else None
+        torch.manual_seed(seed)
+        model = new_model(settings, task.train)
+        if stored is None:
+            _initialize(model, settings, task)
+        model = model.to(fabric.device).to(memory_format=torch.channels_last)
+        self.plain = model
+        self.average = copy.deepcopy(model).eval().requires_grad_(False) if self.recipe.ema else None
+        self.optimizer: Optimizer = make_optimizer(model, self.recipe)
+        self.state = stored or self._first_state(settings, digest)
+        if stored is not None:
+            self._restore(stored)
+        compiled: Any = torch.compile(model) if settings.compile else model
+        self.model, self.stepper = fabric.setup(compiled, self.optimizer)
+        self.sums = self.state.sums.to(fabric.device)
+        self.pending: Tensor | None = None
+        self.board = _board(task.out) if task.tensorboard and fabric.is_global_zero else None
+
+    def _open(self, task: Task, settings: Settings, given: dict[str, Any], digest: str) -> TrainingState | None:
+        """The stored state where the run is resumed; else make the folder ready."""
+        if task.resume:
+            stored = load_checkpoint(task.out)
+            check_same(task.out, stored.settings | {"data": stored.data}, settings.as_json() | {"data": digest})
+            if stored.epoch >= settings.epochs:
+                raise ParameterError(f"{task.out}: all {settings.epochs} epochs are done: there is nothing to resume.")
+            return stored
+        if self.fabric.is_global_zero:
+            claim(task.out, overwrite=task.overwrite)
+            about = {"given": given, "settings": settings.as_json(), "data": digest, "environment": describe()}
+            write_run(task.out, about)
+        self.fabric.barrier()
+        return None
+
+    def _first_state(self, settings: Settings, digest: str) -> TrainingState:
+        nothing = torch.zeros(4, dtype=torch.float64)
+        rng = torch.get_rng_state()
+        return TrainingState({}, None, {}, 0, 0, nothing, rng, settings.as_json(), digest)
+
+    def _restore(self, stored: TrainingState) -> None:
+        try:
+            self.plain.load_state_dict(stored.model)
+            if self.average is not None:
+                self.average.load_state_dict(stored.average or {})
+            self.optimizer.load_state_dict(stored.optimizer)
+        except (RuntimeError, ValueError, KeyError):
+            raise TokenLabelsError(f"{self.out}: its checkpoint is of a model of another shape: train anew.") from None
+        torch.set_rng_state(stored.rng)
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self.state.epoch * self.order.batches + self.state.batch
+
+    def where(self) -> str:
+        """Where training is, for people."""
+        return f"epoch {self.state.epoch + 1}, {self.state.batch} of {self.order.batches} batches"
+
+    def begin(self, epoch: int) -> None:
+        """Start an epoch, or go on with one."""
+        self.order.epoch, self.order.first = epoch, self.state.batch
+        self.since = time.monotonic()
+        self.images = 0
+        self.model.train()
+        self.progress.stage(f"epoch {epoch + 1}/{self.settings.epochs}", self.order.batches)
+        self.progress.advance(self.state.batch)
+
+    def step(self, batch: Batch) -> None:
+        """One step of the optimizer."""
+        self._count_faults(batch)
+        pixels, labels, targets = self._on_device(batch)
+        set_rate(self.optimizer.param_groups, self.recipe, self.steps, self.settings.epochs * self.order.batches)
+        logits = self.model(pixels)
+        total, weight = loss_sums(logits, labels, self.class_weights, targets)
+        everywhere = self._over_ranks(weight.detach()).clamp(min=1e-30)
+        loss = total * self.fabric.world_size / everywhere  # ranks average gradients, they do not add them up
+        self._check_pending()
+        self.fabric.backward(loss)
+        if self.recipe.clip:
+            self.fabric.clip_gradients(self.model, self.stepper, max_norm=self.recipe.clip, error_if_nonfinite=False)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        self.state.batch += 1
+        self._average()
+        self.pending = loss.detach()
+        self._add(total, weight, logits, labels)
+        self.images += len(labels)
+        self.progress.advance(1)
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        pixels = self.plain.normalise(batch.pixels.to(self.fabric.device, non_blocking=True))
+        labels = batch.labels.to(self.fabric.device, non_blocking=True)
+        if not self.settings.soft_targets or batch.scores is None:
+            return pixels, labels, None
+        return pixels, labels, soft_targets(batch.scores.to(self.fabric.device, non_blocking=True), self.tau)
+
+    def _count_faults(self, batch: Batch) -> None:
+        if batch.faults and self.settings.on_error == "raise":
+            fault = next(iter(batch.faults.values()))
+            raise PictureError(f"{fault} Mend it, or leave such pictures out with --on-error skip.")
+        for fault in batch.faults.values():
+            self.state.skipped += 1
+            self.progress.note(f"left out: {fault}")
+
+    def _check_pending(self) -> None:
+        """Look at the loss one step late, so that a GPU need not be waited for."""
+        if self.pending is not None and not math.isfinite(self.pending.item()):
+            raise DivergedError(
+                f"the loss is {self.pending.item()} at step {self.steps - 1} ({self.where()}): {self.out} keeps the "
+                "last good checkpoint and model; use a lower --lr, --clip 1, or --precision 32."
+            )
+        self.pending = None
+
+    def _average(self) -> None:
+        if self.average is None:
+            return
+        step = self.steps
+        share = 1 - min(self.recipe.ema, (1 + step) / (10 + step))  # follows closely while there is little to average
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.plain.parameters(), strict=True):
+                mean.lerp_(value, share)
+
+    def _add(self, total: Tensor, weight: Tensor, logits: Tensor, labels: Tensor) -> None:
+        with torch.no_grad():
+            counted = labels != IGNORE
+            right = ((logits[..., 1] >= logits[..., 0]) == (labels == FOREGROUND)) & counted
+            self.sums += torch.stack([total.detach(), weight, right.sum(), counted.sum()]).double()
+
+    def wished(self, number: int) -> bool:
+        """Whether any rank was asked to stop."""
+        if self.fabric.world_size > 1:
+            number = int(
+                self._over_ranks(torch.tensor(number, device=self.fabric.device)) and (number or signal.SIGTERM)
+            )
+        self.stopped_by = number
+        return number > 0
+
+    def end(self) -> None:
+        """Finish an epoch: validate, and store model, figures and state."""
+        self._check_pending()
+        seconds = time.monotonic() - self.since
+        sums = self._over_ranks(self.sums).tolist()
+        record: dict[str, float] = {
+            "epoch": self.state.epoch + 1,
+            "step": self.steps,
+            "lr": self.optimizer.param_groups[-1]["lr"],
+            "train_loss": sums[0] / max(sums[1], 1e-30),
+            "train_accuracy": sums[2] / max(sums[3], 1),
+            **self._validate(),
+            "skipped": int(self._over_ranks(torch.tensor(float(self.state.skipped), device=self.sums.device))),
+            "images_per_second": self.images * self.fabric.world_size / seconds,
+            "seconds": self.state.seconds + seconds,
+        }
+        self.state.history.append(record)
+        self.state.epoch, self.state.batch = self.state.epoch + 1, 0
+        self.state.seconds += seconds
+        self.sums.zero_()
+        self._write(record)
+
+    def _write(self, record: dict[str, float]) -> None:
+        self.progress.note(_told(record, self.settings.epochs))
+        if self.fabric.is_global_zero:
+            (self.average or self.plain).save_pretrained(self.out)
+            write_metrics(self.out, self.state.history)
+            draw_curves(self.state.history, self.out / CURVES_FILE)
+        if self.board is not None:
+            for name, value in record.items():
+                self.board.add_scalar(name, value, int(record["step"]))
+        self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self._check_pending()
+        state = self.state
+        state.sums = self._over_ranks(self.sums).cpu() / self.fabric.world_size
+        state.model, state.optimizer = self.plain.state_dict(), self.optimizer.state_dict()
+        state.average = None if self.average is None else self.average.state_dict()
+        state.rng = torch.get_rng_state()
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.out, state)
+        self.fabric.barrier()
+
+    def _validate(self) -> dict[str, float]:
+        model = self.average or self.plain
+        counts = torch.zeros(4, dtype=torch.float64, device=self.fabric.device)
+        losses = torch.zeros(2, dtype=torch.float64, device=self.fabric.device)
+        model.eval()
+        for batch in self.val_loader:
+            self._count_faults(batch)
+            pixels, labels, _ = self._on_device(batch)
+            with torch.no_grad(), self.fabric.autocast():
+                logits = model(pixels)
+            losses += torch.stack(loss_sums(logits, labels)).double()
+            kept, foreground = logits[..., 1] >= logits[..., 0], labels == FOREGROUND
+            counted = labels != IGNORE
+            cells = (kept & foreground, kept & ~foreground & counted, ~kept & foreground, ~kept & ~foreground & counted)
+            counts += torch.stack([cell.sum() for cell in cells]).double()
+        found = Confusion(*(int(count) for count in self._over_ranks(counts).tolist()))
+        loss, weight = self._over_ranks(losses).tolist()
+        return {
+            "val_loss": loss / max(weight, 1),
+            "val_accuracy": found.accuracy,
+            "val_balanced_accuracy": found.balanced_accuracy,
+            "val_fg_recall": found.fg_recall,
+            "val_fg_iou": found.fg_iou,
+        }
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        if self.fabric.world_size == 1:
+            return sums
+        found = self.fabric.all_reduce(sums.clone(), reduce_op="sum")
+        assert isinstance(found, Tensor)
+        return found
+
+
+def new_model(settings: Settings, rows: Rows) -> BAViT:
+    """A model for the grid of some rows."""
+    grid = rows.grid
+    assert grid.image_size is not None
+    return BAViT(
+        depth=settings.depth,
+        width=settings.width,
+        patch=grid.patch,
+        image_size=grid.image_size,
+        resize=grid.resize,
+    )
+
+
+def balanced_weights(rows: Rows) -> tuple[float, float]:
+    """Class weights of background and foreground as `tokenlabels stats` has them: all / (2 x those of the class)."""
+    foreground = int((rows.labels == FOREGROUND).sum())
+    counted = int((rows.labels != IGNORE).sum())
+    if not 0 < foreground < counted:
+        raise ParameterError(f"{rows.folder} holds one of the labels only: class weights make no sense.")
+    return counted / (2 * (counted - foreground)), counted / (2 * foreground)
+
+
+def _initialize(model: BAViT, settings: Settings, task: Task) -> None:
+    if settings.init == "imagenet":
+        initialize.from_imagenet(model)
+    elif settings.init != "none":
+        initialize.from_checkpoint(model, Path(settings.init))
+    else:
+        dataset = ShardImages(task.train, task.images)
+        chosen = torch.linspace(0, len(dataset) - 1, min(_FIRST_PICTURES, len(dataset))).long().tolist()
+        samples = [dataset[0, row] for row in chosen]
+        usable = [torch.from_numpy(sample.pixels) for sample in samples if sample.fault is None]
+        if not usable:
+            raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
+        pixels = model.normalise(torch.stack(usable).permute(0, 3, 1, 2))
+        initialize.from_scratch(model, pixels, torch.Generator().manual_seed(settings.seed))
+
+
+def _told(record: dict[str, float], epochs: int) -> str:
+    return (
+        f"epoch {record['epoch']}/{epochs}: loss {record['train_loss']:.4f}, validation loss {record['val_loss']:.4f}, "
+        f"accuracy {record['val_accuracy']:.2%}, balanced {record['val_balanced_accuracy']:.2%}, "
+        f"{record['images_per_second']:.0f} images/s"
+    )
+
+
+def _board(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ParameterError("--tensorboard needs the package tensorboard: pip install tensorboard.") from None
+    return SummaryWriter(str(out))

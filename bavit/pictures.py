@@ -1,0 +1,145 @@
+"""Pictures of the rows of a build: embedded in its shards, or files in a folder. Every fault names its picture."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from bavit.rows import Rows
+from tokenlabels.annotations import MAX_PIXELS
+from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.sources.paths import is_inside
+
+CACHED_BYTES = 256 << 20
+"""Embedded pictures that a process holds, as they are in the shard; at least one row group is."""
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+
+
+class PictureError(TokenLabelsError):
+    """A picture is missing, damaged, or not the one that was annotated."""
+
+
+class PictureReader:
+    """Opens the pictures of some rows.
+
+    Args:
+        rows: whose pictures.
+        images: folder of the files, `images/file_name` or `images/split/file_name`; None: they are embedded.
+
+    Attributes:
+        resized: the embedded pictures are the model inputs, of any size, rather than the files.
+
+    Raises:
+        ParameterError: there are no pictures anywhere.
+        TokenLabelsError: no such folder.
+    """
+
+    def __init__(self, rows: Rows, images: Path | None) -> None:
+        if images is None and not rows.has_pictures:
+            raise ParameterError(
+                f"{rows.folder} has no embedded images: name their folder with --images, or build with --embed-images."
+            )
+        if images is not None and not images.is_dir():
+            raise TokenLabelsError(f"{images}: no such folder: name the one that holds the images with --images.")
+        self._rows, self._images = rows, images
+        self.resized = images is None and rows.header.embed_size is not None
+        self._cache: OrderedDict[int, tuple[pa.Array, int]] = OrderedDict()
+
+    def open(self, index: int, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """One picture as RGB.
+
+        Args:
+            index: of the row.
+            at_least: (width, height) that is enough: a JPEG may be decoded at a half, quarter or eighth of its size.
+
+        Raises:
+            PictureError: it cannot be used; says which and why.
+        """
+        source, name = self._source(index)
+        annotated = None if self.resized else (int(self._rows.widths[index]), int(self._rows.heights[index]))
+        return open_picture(source, name, annotated, at_least)
+
+    def _source(self, index: int) -> tuple[Path | io.BytesIO, str]:
+        file_name, split = self._rows.file_names[index], self._rows.splits[index]
+        if self._images is None:
+            name = f"{self._rows.groups[self._rows.group[index]].path}: image {self._rows.image_ids[index]}"
+            return io.BytesIO(self._embedded(index, name)), name
+        if not file_name or not is_inside(file_name):
+            raise PictureError(f"image {self._rows.image_ids[index]} has file_name {file_name!r}, which is not opened.")
+        for path in (self._images / file_name, self._images / split / file_name):
+            if path.is_file():
+                return path, str(path)
+        raise PictureError(f"{self._images / file_name}: no such image file: name its folder with --images.")
+
+    def _embedded(self, index: int, name: str) -> memoryview:
+        contents = self._group(int(self._rows.group[index]))
+        content = contents[int(self._rows.row[index])].as_buffer()
+        if content is None or not content.size:
+            raise PictureError(f"{name} ({self._rows.file_names[index]}): holds no picture: build again.")
+        return memoryview(content)
+
+    def _group(self, number: int) -> pa.Array:
+        """The encoded pictures of a row group; the least recently used are let go."""
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number][0]
+        address = self._rows.groups[number]
+        try:
+            with pq.ParquetFile(address.path) as file:
+                table = file.read_row_group(address.index, columns=["image.bytes"], use_threads=False)
+        except (OSError, pa.ArrowException):
+            raise PictureError(f"{address.path}: is missing or damaged: run the same build command again.") from None
+        contents = table.combine_chunks().column("image").chunk(0).field("bytes")
+        size = contents.nbytes
+        while self._cache and sum(held for _, held in self._cache.values()) + size > CACHED_BYTES:
+            self._cache.popitem(last=False)
+        self._cache[number] = contents, size
+        return contents
+
+
+def open_picture(
+    source: Path | io.BytesIO,
+    name: str,
+    annotated: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+) -> Image.Image:
+    """A picture as RGB, read with care; EXIF orientation is not applied, as tokenlabels has it.
+
+    Args:
+        source: file or bytes.
+        name: of it, for errors.
+        annotated: (width, height) it must have, or None.
+        at_least: see `PictureReader.open`.
+
+    Raises:
+        PictureError: it is missing, damaged, too large, or of another size.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: both are dealt with here
+            with Image.open(source) as image:
+                if annotated and image.size != annotated:
+                    stored = f"{image.size[0]} x {image.size[1]}"
+                    raise PictureError(
+                        f"{name}: is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}: "
+                        "these labels are not for this file."
+                    )
+                if image.size[0] * image.size[1] > MAX_PIXELS:
+                    raise PictureError(f"{name}: has more than {MAX_PIXELS} pixels: not opened.")
+                if at_least:
+                    image.draft("RGB", at_least)
+                return image.convert("RGB")
+    except Image.DecompressionBombError:
+        raise PictureError(f"{name}: claims an absurd number of pixels: not opened.") from None
+    except _UNREADABLE as fault:
+        reason = getattr(fault, "strerror", None) or "empty, cut short, or no image"
+        raise PictureError(f"{name}: cannot be read as an image ({reason}).") from None

@@ -1,0 +1,53 @@
+"""Which splits of a build are trained on and which are evaluated, where nobody says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenlabels.errors import ParameterError
+from tokenlabels.reader import Build
+
+
+def training_splits(build: Build, named: Sequence[str] | None) -> list[str]:
+    """The splits named, else those that begin with `train`, else the only one.
+
+    Raises:
+        ParameterError: nothing says which.
+    """
+    return list(named or _of(build, "train") or _only(build, "--train-split", "to train on"))
+
+
+def validation_splits(build: Build, named: Sequence[str] | None, *, own: bool) -> list[str]:
+    """The splits named, else those that begin with `val`; else, of a build of its own, the only one.
+
+    Args:
+        build: where they are looked for.
+        named: what a person says.
+        own: the build is not the one that is trained on.
+
+    Raises:
+        ParameterError: nothing says which.
+    """
+    found = list(named or _of(build, "val"))
+    if not found and not own:
+        have = ", ".join(build.splits)
+        raise ParameterError(
+            f"{build.path} has no split to validate on (it has {have}): name one with --val-split, or another build "
+            "with --val."
+        )
+    return found or _only(build, "--val-split", "to validate on")
+
+
+def evaluation_splits(build: Build, named: Sequence[str] | None) -> list[str]:
+    """The splits named, else those that begin with `val`, else all."""
+    return list(named or _of(build, "val") or build.splits)
+
+
+def _of(build: Build, prefix: str) -> list[str]:
+    return [split for split in build.splits if split.startswith(prefix)]
+
+
+def _only(build: Build, option: str, purpose: str) -> list[str]:
+    if len(build.splits) > 1:
+        raise ParameterError(f"{build.path} has the splits {', '.join(build.splits)}: name those {purpose}, {option}.")
+    return list(build.splits)
