@@ -1,1 +1,31 @@
-"""Background-aware vision transformers."""
+"""Background-aware vision transformers.
+
+    model = bavit.BAViT.from_pretrained("bavit-run")
+    kept = model.kept(model.preprocess(pictures))    # bool (B, rows, cols)
+
+Everything is imported on first use, so that `import bavit` does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bavit.background.model import BAViT
+    from bavit.background.refine import refine, resize_mask
+
+__all__ = ["BAViT", "refine", "resize_mask"]
+
+_HOMES = {
+    "BAViT": ("background.model", "BAViT"),
+    "refine": ("background.refine", "refine"),
+    "resize_mask": ("background.refine", "resize_mask"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 
 import torch
 from lightning.fabric import Fabric
@@ -56,14 +58,27 @@ def make_fabric(device: str, precision: str) -> Fabric:
         ParameterError: a device or precision that is not to be had here.
     """
     kind = pick_device(device)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
     world = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1
-    return Fabric(
-        accelerator=kind,
-        devices=local,
-        num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
-        precision=_PRECISIONS[pick_precision(precision, kind)],  # type: ignore[arg-type]
-    )
+    with _quiet():
+        return Fabric(
+            accelerator=kind,
+            devices=local,
+            num_nodes=world // local,
+            strategy="ddp" if world > 1 else "auto",
+            precision=_PRECISIONS[pick_precision(precision, kind)],  # type: ignore[arg-type]
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning tells of itself."""
+    log = logging.getLogger("lightning_utilities.core.rank_zero")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)

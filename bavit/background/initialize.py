@@ -19,33 +19,27 @@ from tokenlabels.errors import TokenLabelsError
 
 IMAGENET_MODEL = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
 
-_QUERY_KEY = (0.7, 0.7)
-_VALUE_PROJECTION = (0.4, -0.4)
-"""Noise and identity of the products that `_mimetic` gives attention, as its source has them."""
-
 _POSITION_SCALE = 0.25
 _EMBEDDING_SCALE = 0.3
 _WHITEN_FLOOR = 0.02
+_PATCHES = 30_000
 
 
 def from_scratch(model: BAViT, pixels: Tensor, generator: torch.Generator) -> None:
     """Initialise a model so that it learns from few pictures.
 
-    The first layer whitens patches of the data, positions are sines and cosines, and attention begins as in trained
-    transformers ("Mimetic Initialization of Self-Attention Layers", Trockman and Kolter 2023). What each of these
-    brings is in the README.
+    The first layer whitens patches of the data, and positions are sines and cosines. What each of these brings is in
+    the README.
 
     Args:
         model: freshly made, changed in place.
         pixels: float (B, 3, H', W'), some hundred normalised pictures of the training set.
-        generator: of the randomness.
+        generator: picks the patches that are looked at.
     """
     with torch.no_grad():
         positions = sine_positions(*model.shape, model.width)
         model.vit.get_parameter("pos_embed").copy_(_POSITION_SCALE * positions)
-        for number in range(model.depth):
-            _mimetic(model.vit.get_submodule(f"blocks.{number}.attn"), model.heads, generator)
-        _whiten(model.vit.patch_embed.proj, pixels, model.width)
+        _whiten(model.vit.patch_embed.proj, pixels, model.width, generator)
 
 
 def sine_positions(rows: int, cols: int, width: int) -> Tensor:
@@ -63,32 +57,11 @@ def sine_positions(rows: int, cols: int, width: int) -> Tensor:
     return found
 
 
-def _mimetic(attention: nn.Module, heads: int, generator: torch.Generator) -> None:
-    """Query x key resembles the identity, value x projection minus the identity, both with noise."""
-    qkv = attention.get_parameter("qkv.weight")
-    width = qkv.shape[1]
-    size = width // heads
-    for head in range(heads):
-        left, right = _factors(width, *_QUERY_KEY, size, generator)
-        qkv[head * size : (head + 1) * size] = left.T
-        qkv[width + head * size : width + (head + 1) * size] = right
-    left, right = _factors(width, *_VALUE_PROJECTION, width, generator)
-    qkv[2 * width :] = right
-    attention.get_parameter("proj.weight").copy_(left)
-
-
-def _factors(width: int, noise: float, identity: float, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(width, rank) and (rank, width), whose product is the best of that rank to noise + identity."""
-    wanted = noise * torch.randn(width, width, generator=generator) / math.sqrt(width) + identity * torch.eye(width)
-    u, s, v = torch.linalg.svd(wanted)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
-
-
-def _whiten(layer: nn.Conv2d, pixels: Tensor, width: int) -> None:
+def _whiten(layer: nn.Conv2d, pixels: Tensor, width: int, generator: torch.Generator) -> None:
     """Make the first layer project patches on their principal components, each of about equal variance."""
     size = (layer.kernel_size[0], layer.kernel_size[1])
-    patches = unfold(pixels.float(), size, stride=size).transpose(1, 2).flatten(0, 1).double()
+    patches = unfold(pixels.float(), size, stride=size).transpose(1, 2).flatten(0, 1)
+    patches = patches[torch.randperm(len(patches), generator=generator)[:_PATCHES]].double()
     if len(patches) < 2:
         return
     mean = patches.mean(0)

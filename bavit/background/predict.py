@@ -71,8 +71,8 @@ def predict_rows(
     place: Place,
     progress: Progress,
     on_error: Literal["raise", "skip"] = "raise",
-) -> tuple[Predictions, int]:
-    """The predictions for some rows, and how many pictures were left out.
+) -> tuple[Predictions, Rows]:
+    """The predictions for some rows, and these rows without those whose pictures were left out.
 
     Args:
         model: the model.
@@ -109,7 +109,7 @@ def predict_rows(
     kept = rows if usable.all() else rows.keep(usable)
     names = [category.name for category in rows.categories]
     found = Predictions(background[usable], kept.labels, object_patches(kept), names)
-    return found, int(len(rows) - usable.sum())
+    return found, kept
 
 
 def check_grid(model: BAViT, rows: Rows) -> None:

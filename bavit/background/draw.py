@@ -1,0 +1,130 @@
+"""What a model keeps of picture files, drawn and written: overlays as the BAViT paper's Figures 4 and 6, and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bavit.background.model import BAViT
+from bavit.background.predict import Place, Prediction, Throughput, check_grid, predict_files
+from bavit.background.refine import drop_specks, refine
+from bavit.rows import Rows
+from bavit.visualize import mask_image, panels, save_masks, save_png
+from tokenlabels.errors import OutputError
+from tokenlabels.progress import Progress
+
+DEFAULT_STEPS = 3
+"""Steps of refinement that are drawn where the model has none, as in the paper."""
+
+MASKS_FILE = "masks.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is kept and written.
+
+    Attributes:
+        threshold: background probability above which a token is removed; None: the model's.
+        refine_steps: None: the model's, or `DEFAULT_STEPS` where it has none.
+        min_patches: after refinement, components of fewer patches are dropped.
+        overlays: write `<stem>-overlay.png`: original, kept, refined, and ground truth where there is any.
+        masks: write `<stem>-mask.png` of the size of the picture, 255 where it is kept.
+    """
+
+    threshold: float | None = None
+    refine_steps: int | None = None
+    min_patches: int = 0
+    overlays: bool = True
+    masks: bool = True
+
+
+def draw_predictions(
+    model: BAViT, paths: list[Path], out: Path, choice: Choice, place: Place, truth: Rows | None, progress: Progress
+) -> dict[str, Any]:
+    """Predict, draw and write; also `masks.npz`, the masks and probabilities of all pictures.
+
+    Args:
+        model: the model.
+        paths: picture files.
+        out: folder for the results.
+        choice: what is kept and written.
+        place: where the model runs.
+        truth: labels of pictures of the same file name, on the model's grid; or None.
+        progress: told about every picture.
+
+    Returns:
+        `images`, `threshold`, `refine_steps`, `sparsity` and `sparsity_refined` (means), `images_per_second` (reading,
+        model and all), `model_images_per_second`, `out`.
+
+    Raises:
+        ParameterError: labels on another grid.
+        PictureError: a file cannot be read.
+        OutputError: the folder cannot be written.
+    """
+    if truth is not None:
+        check_grid(model, truth)
+    _make(out)
+    threshold = model.threshold if choice.threshold is None else choice.threshold
+    steps = choice.refine_steps if choice.refine_steps is not None else model.refine_steps or DEFAULT_STEPS
+    labels = {} if truth is None else {Path(name).name: row for row, name in enumerate(truth.file_names)}
+    names = _names(paths)
+    throughput = Throughput()
+    background, kept, refined = [], [], []
+    for prediction, name in zip(predict_files(model, paths, place, throughput, progress), names, strict=True):
+        background.append(prediction.background)
+        mask = torch.from_numpy(prediction.background <= np.float32(threshold))
+        kept.append(mask.numpy())
+        refined.append(drop_specks(refine(mask, steps), choice.min_patches).numpy())
+        row = labels.get(prediction.path.name)
+        true = None if row is None or truth is None else truth.labels[row]
+        _write(model, prediction, out / name, choice, kept[-1], refined[-1], true)
+    save_masks(out / MASKS_FILE, np.stack(refined), np.stack(background), names)
+    return {
+        "images": len(paths),
+        "threshold": threshold,
+        "refine_steps": steps,
+        "sparsity": float(1 - np.mean(kept)),
+        "sparsity_refined": float(1 - np.mean(refined)),
+        "images_per_second": throughput.images / max(throughput.seconds, 1e-9),
+        "model_images_per_second": throughput.images / max(throughput.model_seconds, 1e-9),
+        "out": str(out),
+    }
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise OutputError(f"{out}: cannot be written ({fault.strerror}): name another folder with --out.") from None
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """A name for the results of each file: its stem, with a number where that is taken."""
+    found: dict[str, None] = {}
+    for path in paths:
+        name, number = path.stem, 1
+        while name in found:
+            number += 1
+            name = f"{path.stem}-{number}"
+        found[name] = None
+    return list(found)
+
+
+def _write(
+    model: BAViT,
+    prediction: Prediction,
+    stem: Path,
+    choice: Choice,
+    kept: NDArray[np.bool_],
+    refined: NDArray[np.bool_],
+    labels: NDArray[np.uint8] | None,
+) -> None:
+    if choice.overlays:
+        save_png(panels(prediction.picture, kept, refined, labels), stem.with_name(f"{stem.name}-overlay.png"))
+    if choice.masks:
+        save_png(mask_image(refined, model.grid, *prediction.size), stem.with_name(f"{stem.name}-mask.png"))
