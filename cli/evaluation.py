@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import GridOption, JsonOption, OnErrorName
+from cli.options import JsonOption, OnErrorName
 from cli.training import CompileOption, DeviceName, DeviceOption, LoadersOption, PicturesOption, PrecisionName, ShardsArgument
 
 if TYPE_CHECKING:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from bavit.background.figures import Evaluation
 from bavit.background.metrics import evaluate_predictions
@@ -21,8 +21,6 @@ from bavit.data import ShardImages
 from bavit.flops import background_vit
 from bavit.rows import Rows
 from bavit.visualize import panels
-from PIL import Image
-
 from tokenlabels.progress import Progress
 
 
@@ -79,7 +77,9 @@ def model_macs(model: BAViT) -> int:
     return shape.macs(model.shape[0] * model.shape[1])
 
 
-def samples(evaluation: Evaluation, predictions: Predictions, rows: Rows, images: Path | None, count: int) -> list[Sample]:
+def samples(
+    evaluation: Evaluation, predictions: Predictions, rows: Rows, images: Path | None, count: int
+) -> list[Sample]:
     """Some pictures with what is kept of them: of every quality, from the best to the worst.
 
     Args:

@@ -1,0 +1,332 @@
+"""Training: it learns, it can be stopped anywhere and resumed to the same bits, and it says what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tokenlabels
+from bavit import BAViT
+from bavit.background import train as package
+from bavit.background.checkpoint import load_checkpoint
+from bavit.background.interruption import Interrupted
+from bavit.background.settings import Settings
+from bavit.background.train import DivergedError, Task, balanced_weights, train
+from bavit.pictures import PictureError
+from bavit.rows import Rows, read_rows
+from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
+from tokenlabels.progress import Silent
+from tokenlabels.reader import Build
+
+TINY: dict[str, Any] = {"init": "none", "depth": 1, "width": 64, "batch_size": 4, "epochs": 2, "precision": "32"}
+
+
+@pytest.fixture(scope="module")
+def build(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """13 pictures to train on, 3 to validate on, 6 x 6 patches."""
+    out = tmp_path_factory.mktemp("labels") / "out"
+    return tokenlabels.build("coco", root=sample_root, out=out, image_size=96, embed_images=True)
+
+
+@pytest.fixture
+def task(build: Build, tmp_path: Path) -> Task:
+    train_rows, val_rows = (read_rows(build, splits=[split], scores=True) for split in ("train", "val"))
+    return Task(train_rows, val_rows, None, None, tmp_path / "run", workers=0, device="cpu")
+
+
+def changed(task: Task, **changes: Any) -> Task:
+    return Task(**({name: getattr(task, name) for name in Task.__slots__} | changes))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    """Weights, optimizer and figures of two runs, bit by bit; times aside."""
+    first, second = load_checkpoint(one), load_checkpoint(other)
+    timed = ("seconds", "images_per_second")
+    figures = [[{k: v for k, v in record.items() if k not in timed} for record in state.history]
+               for state in (first, second)]  # fmt: skip
+    return (
+        weights(one).keys() == weights(other).keys()
+        and all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+        and all(torch.equal(value, second.model[name]) for name, value in first.model.items())
+        and str(first.optimizer) == str(second.optimizer)
+        and figures[0] == figures[1]
+        and torch.equal(first.sums, second.sums)
+    )
+
+
+class StopAt(Silent):
+    """Sends a signal to this process after so many steps."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self._left, self._number = step, number
+
+    def advance(self, steps: int) -> None:
+        self._left -= steps
+        if self._left == 0:
+            os.kill(os.getpid(), self._number)
+
+
+def test_a_run_leaves_a_model_figures_and_curves(task: Task) -> None:
+    found = train(task, Settings.make(**TINY), TINY, Silent())
+    names = {path.name for path in task.out.iterdir()}
+    assert names == {
+        "config.json", "model.safetensors", "run.json", "metrics.jsonl", "curves.png", "checkpoint.pt"}  # fmt: skip
+    lines = [json.loads(line) for line in (task.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1] == found
+    model = BAViT.from_pretrained(task.out)
+    assert (model.depth, model.width, model.grid) == (1, 64, task.train.grid)
+    about = json.loads((task.out / "run.json").read_text())
+    assert about["given"] == TINY
+    assert about["settings"]["optimization"]["optimizer"] == "muon"
+
+
+@pytest.mark.parametrize("options", [{}, {"recipe": "paper"}, {"soft_targets": True, "class_weights": "balanced"}])
+def test_it_learns(sample_root: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    """On pictures it has seen it beats the best answer by position."""
+    root = tokenlabels.write_sample(tmp_path / "drawn", images=16) and tmp_path / "drawn"
+    built = tokenlabels.build("coco", root=root, out=tmp_path / "out", image_size=96, patch=16, embed_images=True)
+    rows = read_rows(built, splits=["train"], scores=True)
+    task = Task(rows, rows, None, None, tmp_path / "run", workers=0, device="cpu")
+    prior = tokenlabels.statistics(built, split="train").baselines.position_prior
+    chosen = TINY | {"epochs": 40, "ema": 0.9, "crop": 1.0, "colour": 0.0} | options
+    found = train(task, Settings.make(**chosen), chosen, Silent())
+    assert found["val_accuracy"] > prior + 0.05
+    assert found["val_accuracy"] == pytest.approx(found["val_balanced_accuracy"], abs=0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_stopped_and_resumed_is_as_never_stopped(task: Task, tmp_path: Path, step: int, number: int) -> None:
+    """13 pictures in batches of 4: three steps an epoch; stopped in the first epoch, at its end, and in the second."""
+    settings = Settings.make(**TINY)
+    train(task, settings, TINY, Silent())
+    other = changed(task, out=tmp_path / "other")
+    with pytest.raises(Interrupted, match="epoch") as caught:
+        train(other, settings, TINY, StopAt(step, number))
+    assert caught.value.number == number
+    train(changed(other, resume=True), settings, TINY, Silent())
+    assert same(task.out, other.out)
+
+
+def test_handlers_of_signals_are_put_back(task: Task) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted):
+        train(task, Settings.make(**TINY), TINY, StopAt(1, signal.SIGINT))
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_workers_and_runs_do_not_change_a_bit(task: Task, tmp_path: Path) -> None:
+    settings = Settings.make(**TINY | {"epochs": 1})
+    train(task, settings, {}, Silent())
+    train(changed(task, out=tmp_path / "two", workers=2), settings, {}, Silent())
+    assert same(task.out, tmp_path / "two")
+    train(changed(task, out=tmp_path / "seed"), Settings.make(**TINY | {"epochs": 1, "seed": 1}), {}, Silent())
+    assert not same(task.out, tmp_path / "seed")
+
+
+def test_the_average_of_weights_is_stored(task: Task, tmp_path: Path) -> None:
+    train(task, Settings.make(**TINY | {"ema": 0.99}), {}, Silent())
+    state = load_checkpoint(task.out)
+    assert state.average is not None
+    assert all(torch.equal(value, state.average[name]) for name, value in weights(task.out).items())
+    assert not torch.equal(state.model["vit.head.weight"], state.average["vit.head.weight"])
+    plain = changed(task, out=tmp_path / "plain")
+    train(plain, Settings.make(**TINY | {"ema": 0.0}), {}, Silent())
+    state = load_checkpoint(plain.out)
+    assert state.average is None
+    assert all(torch.equal(value, state.model[name]) for name, value in weights(plain.out).items())
+
+
+def diverging_after(steps: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The real loss, until it is none."""
+    real, left = package.loss_sums, [steps]
+
+    def sums(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        total, weight = real(*given)
+        left[0] -= total.requires_grad
+        return (total * float("nan") if left[0] < 0 else total), weight
+
+    return sums
+
+
+def test_a_loss_that_is_not_finite_ends_it(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second epoch: the checkpoint of the first stays, and can be gone on from."""
+    settings = Settings.make(**TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "loss_sums", diverging_after(4))
+        with pytest.raises(DivergedError, match=r"the loss is nan at step 4 \(epoch 2"):
+            train(task, settings, TINY, Silent())
+    state = load_checkpoint(task.out)
+    assert (state.epoch, state.batch) == (1, 0)
+    assert all(value.isfinite().all() for value in weights(task.out).values())
+    train(changed(task, resume=True), settings, TINY, Silent())
+    assert len(load_checkpoint(task.out).history) == 2
+
+
+def test_a_loss_that_is_not_finite_at_the_very_end(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "loss_sums", diverging_after(5))
+    with pytest.raises(DivergedError, match="step 5"):
+        train(task, Settings.make(**TINY), TINY, Silent())
+    assert load_checkpoint(task.out).epoch == 1
+
+
+def without_first_picture(task: Task, sample_root: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    shutil.copytree(sample_root, folder)
+    (folder / "train" / task.train.file_names[0]).write_bytes(b"no picture")
+    return folder
+
+
+def test_a_damaged_picture_is_named_or_left_out(task: Task, sample_root: Path, tmp_path: Path) -> None:
+    folder = without_first_picture(task, sample_root, tmp_path)
+    outside = changed(task, images=folder, val_images=folder)
+    with pytest.raises(PictureError, match=f"{task.train.file_names[0]}.*--on-error skip"):
+        train(outside, Settings.make(**TINY | {"epochs": 5}), {}, Silent())
+    found = train(
+        changed(outside, out=tmp_path / "skip"), Settings.make(**TINY | {"epochs": 5, "on_error": "skip"}), {}, Silent()
+    )
+    assert 3 <= found["skipped"] <= 5
+
+
+def test_class_weights_are_those_of_the_statistics(build: Build, task: Task) -> None:
+    wanted = tokenlabels.statistics(build, split="train").class_weights
+    assert balanced_weights(task.train) == pytest.approx((wanted.background, wanted.foreground))
+
+
+def test_other_settings_or_data_do_not_resume(task: Task, sample_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(task, Settings.make(**TINY), TINY, StopAt(2, signal.SIGINT))
+    again = changed(task, resume=True)
+    with pytest.raises(OutputError, match="epochs was 2, now 3"):
+        train(again, Settings.make(**TINY | {"epochs": 3}), TINY, Silent())
+    relabelled = tokenlabels.build(
+        "coco", root=sample_root, out=tmp_path / "o", image_size=96, embed_images=True, tau=0.2
+    )
+    with pytest.raises(OutputError, match="data was"):
+        train(changed(again, train=read_rows(relabelled, splits=["train"], scores=True)), Settings.make(**TINY), TINY,
+              Silent())  # fmt: skip
+
+
+def test_a_finished_run_has_nothing_to_resume(task: Task) -> None:
+    train(task, Settings.make(**TINY), TINY, Silent())
+    with pytest.raises(ParameterError, match="nothing to resume"):
+        train(changed(task, resume=True), Settings.make(**TINY), TINY, Silent())
+
+
+@pytest.mark.parametrize("keep", [0, 1000, -10])
+def test_a_truncated_checkpoint(task: Task, keep: int) -> None:
+    with pytest.raises(Interrupted):
+        train(task, Settings.make(**TINY), TINY, StopAt(2, signal.SIGINT))
+    path = task.out / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(TokenLabelsError, match=r"checkpoint.pt: is damaged"):
+        train(changed(task, resume=True), Settings.make(**TINY), TINY, Silent())
+
+
+def test_a_checkpoint_of_another_model(task: Task) -> None:
+    with pytest.raises(Interrupted):
+        train(task, Settings.make(**TINY), TINY, StopAt(2, signal.SIGINT))
+    path = task.out / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["model"]["vit.head.weight"] = torch.zeros(3, 64)
+    torch.save(content, path)
+    with pytest.raises(TokenLabelsError, match="another shape"):
+        train(changed(task, resume=True), Settings.make(**TINY), TINY, Silent())
+
+
+def test_folders_that_hold_something(task: Task) -> None:
+    task.out.mkdir()
+    (task.out / "thesis.txt").touch()
+    with pytest.raises(OutputError, match="thesis.txt"):
+        train(changed(task, overwrite=True), Settings.make(**TINY), TINY, Silent())
+    assert (task.out / "thesis.txt").exists()
+    (task.out / "thesis.txt").unlink()
+    quick = Settings.make(**TINY | {"epochs": 1})
+    train(task, quick, {}, Silent())
+    with pytest.raises(OutputError, match="--resume"):
+        train(task, quick, {}, Silent())
+    train(changed(task, overwrite=True), quick, {}, Silent())
+    task.out.with_name("file").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        train(changed(task, out=task.out.with_name("file")), quick, {}, Silent())
+
+
+def test_nothing_to_resume(task: Task) -> None:
+    with pytest.raises(TokenLabelsError, match="nothing to resume"):
+        train(changed(task, resume=True), Settings.make(**TINY), TINY, Silent())
+
+
+def empty(rows: Rows) -> Rows:
+    import numpy as np
+
+    return rows.keep(np.zeros(len(rows), np.bool_))
+
+
+def test_no_rows(task: Task) -> None:
+    with pytest.raises(ParameterError, match="no rows to validate on"):
+        train(changed(task, val=empty(task.val)), Settings.make(**TINY), TINY, Silent())
+    with pytest.raises(ParameterError, match="no rows to train on"):
+        train(changed(task, train=empty(task.train)), Settings.make(**TINY), TINY, Silent())
+    assert not task.out.exists()
+
+
+def test_mixed_grids(task: Task, sample_root: Path, tmp_path: Path) -> None:
+    other = tokenlabels.build("coco", root=sample_root, out=tmp_path / "o", image_size=64, embed_images=True)
+    with pytest.raises(ParameterError, match="96x96-p16.*64x64-p16"):
+        train(changed(task, val=read_rows(other, scores=False)), Settings.make(**TINY), TINY, Silent())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"ema": 1.0},
+        {"recipe": "magic"},
+        {"precision": "8"},
+        {"class_weights": "both"},
+        {"depth": 0},
+        {"crop": 0.0},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError):
+        Settings.make(**TINY | options)
+
+
+def test_fp16_needs_cuda(task: Task) -> None:
+    with pytest.raises(ParameterError, match="needs a CUDA device"):
+        train(task, Settings.make(**TINY | {"precision": "fp16"}), TINY, Silent())
+
+
+def test_bf16_trains(task: Task) -> None:
+    found = train(task, Settings.make(**TINY | {"precision": "bf16"}), TINY, Silent())
+    assert 0 < found["train_loss"] < 2
+    assert all(value.dtype == torch.float32 for value in weights(task.out).values())
+
+
+def test_resuming_a_checkpoint_as_initialisation(task: Task, tmp_path: Path) -> None:
+    """`--init RUN` starts another run from the weights of the first."""
+    train(task, Settings.make(**TINY), TINY, Silent())
+    options = TINY | {"init": str(task.out), "lr": 0.0, "epochs": 1, "ema": 0.0}
+    second = changed(task, out=tmp_path / "second")
+    train(second, Settings.make(**options), options, Silent())
+    for name, value in weights(second.out).items():
+        assert torch.equal(value, weights(task.out)[name]), name
