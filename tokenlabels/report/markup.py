@@ -127,6 +127,19 @@ def _kind(column: Column) -> str:
     return ' class="number"' if column.numeric else ""
 
 
+def tile(title: str, value: str, note: str) -> str:
+    """One key figure, all of it as text."""
+    return (
+        f'<div class="tile"><dt>{esc(title)}</dt><dd><strong>{esc(value)}</strong><span>{esc(note)}</span></dd></div>'
+    )
+
+
+def pairs(values: Iterable[tuple[str, str]]) -> str:
+    """Names and their values, all of it as text, in columns."""
+    items = "".join(f"<div><dt><code>{esc(key)}</code></dt><dd>{esc(value)}</dd></div>" for key, value in values)
+    return f'<dl class="parameters">{items}</dl>'
+
+
 def details(summary: str, content: str) -> str:
     """Something to unfold."""
     return f"<details><summary>{esc(summary)}</summary>{content}</details>"

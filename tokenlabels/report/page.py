@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from tokenlabels.report.markup import esc, json_text, name, printable
 from tokenlabels.report.pictures import Picture, encode_within, long_side, open_picture
 from tokenlabels.report.plots import pooled
 from tokenlabels.report.samples import Place, Sample, read_samples
+from tokenlabels.report.template import STYLE, fill
 from tokenlabels.shards import write_atomically
 
 MAX_BYTES = 5_000_000
@@ -177,24 +175,11 @@ def _pictures_note(pictures: Sequence[Picture]) -> str:
 
 
 def _page(parts: Mapping[str, str], data: Mapping[str, object]) -> str:
-    style, script = (_asset(file) for file in ("style.css", "report.js"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     blocks = "\n".join(
         f'<script type="application/json" id="{key}">{json_text(value)}</script>' for key, value in data.items()
     )
-    values = dict(parts) | {"policy": policy, "style": style, "script": script, "data": blocks}
-    return re.sub(r"{{([a-z-]+)}}", lambda found: values[found[1]], _asset("page.html"))
-
-
-def _asset(file: str) -> str:
-    return (_HERE / file).read_text("utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    style, script = STYLE.read_text("utf-8"), (_HERE / "report.js").read_text("utf-8")
+    return fill(_HERE / "page.html", dict(parts) | {"data": blocks}, style=style, script=script)
 
 
 def _folder(path: str | Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels.figures import Position
-from tokenlabels.report.markup import decimal, esc
+from tokenlabels.report.markup import decimal, esc, name
 
 WIDTH, HEIGHT = 400, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 386, 12, 198
@@ -69,21 +69,37 @@ def histogram(
     return _svg(title, "".join(parts) + _x_axis(x_label))
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place that is marked on a curve, and its name as text."""
+
+    x: float
+    y: float
+    name: str
+
+
 def curve(
-    x: Sequence[float], lines: Sequence[Line], *, x_label: str, y_label: str, title: str, tau: float, share: float
+    x: Sequence[float],
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    mark: Mark | None = None,
+    slider: bool = False,
 ) -> str:
-    """Shares over thresholds, with a mark at the build's and one that the page's slider moves.
+    """Shares over thresholds or over other shares.
 
     Args:
         x: ascending in 0..1.
-        lines: the first is the build's.
+        lines: shares; the first is the one that matters.
         x_label: name of the threshold.
         y_label: name of the share.
         title: name of the drawing for a screen reader.
-        tau: the build's threshold.
-        share: the share there.
+        mark: a place to mark.
+        slider: draw a second mark, hidden, that the page's slider moves; in one curve of a page at most.
     """
-    y_ticks = ticks(0, max([0.01, share, *(value for line in lines for value in line.y)]), 5)
+    y_ticks = ticks(0, max([0.01, *([mark.y] if mark else []), *(value for line in lines for value in line.y)]), 5)
     top = min(y_ticks[-1], 1.0)
     y_ticks = [tick for tick in y_ticks if tick <= top + 1e-9]
     parts = [_y_axis(y_ticks, [f"{decimal(100 * tick)}%" for tick in y_ticks], y_label)]
@@ -93,16 +109,33 @@ def curve(
         parts.append(
             f'<polyline class="line l{min(index, 4)}" points="{points}"><title>{esc(line.name)}</title></polyline>'
         )
-    side = "start" if tau < 0.6 else "end"
-    parts.append(
-        f'<line class="built" x1="{_x(tau):.2f}" x2="{_x(tau):.2f}" y1="{_TOP}" y2="{_BOTTOM}"/>'
-        f'<circle class="built-dot" cx="{_x(tau):.2f}" cy="{_y(share, top):.2f}" r="4"/>'
-        + _text(_x(tau) + (6 if side == "start" else -6), _TOP + 9, f"this build, {tau:g}", f"mark {side}")
-        + f'<g id="tau-marker" class="moving" data-left="{_LEFT}" data-right="{_RIGHT}" data-top="{_TOP}" '
-        f'data-bottom="{_BOTTOM}" data-max="{top}" visibility="hidden">'
-        f'<line y1="{_TOP}" y2="{_BOTTOM}"/><circle r="5"/></g>'
-    )
+    if mark:
+        parts.append(_marked(mark, top))
+    if slider:
+        parts.append(
+            f'<g id="tau-marker" class="moving" data-left="{_LEFT}" data-right="{_RIGHT}" data-top="{_TOP}" '
+            f'data-bottom="{_BOTTOM}" data-max="{top}" visibility="hidden">'
+            f'<line y1="{_TOP}" y2="{_BOTTOM}"/><circle r="5"/></g>'
+        )
     return _svg(title, "".join(parts) + _x_axis(x_label))
+
+
+def keys(lines: Sequence[Line]) -> str:
+    """The legend of a curve of several lines; nothing for one."""
+    if len(lines) < 2:
+        return ""
+    items = "".join(f'<li class="l{min(index, 4)}">{name(line.name)}</li>' for index, line in enumerate(lines))
+    return f'<ul class="keys">{items}</ul>'
+
+
+def _marked(mark: Mark, top: float) -> str:
+    x = _x(mark.x)
+    side, shift = ("start", -3) if mark.x < 0.6 else ("end", 3)
+    return (
+        f'<line class="built" x1="{x:.2f}" x2="{x:.2f}" y1="{_TOP}" y2="{_BOTTOM}"/>'
+        f'<circle class="built-dot" cx="{x:.2f}" cy="{_y(mark.y, top):.2f}" r="4"/>'
+        f"{_text(x + shift, _TOP - 3, mark.name, f'mark {side}')}"
+    )
 
 
 def heat_map(position: Position, title: str) -> str:

@@ -18,8 +18,22 @@ from tokenlabels.figures import (
     ObjectFigures,
     Position,
 )
-from tokenlabels.report.markup import Cell, Column, Row, card, count, decimal, details, esc, name, percent, table
-from tokenlabels.report.plots import Line, curve, heat_map, heat_range, histogram, pooled
+from tokenlabels.report.markup import (
+    Cell,
+    Column,
+    Row,
+    card,
+    count,
+    decimal,
+    details,
+    esc,
+    name,
+    pairs,
+    percent,
+    table,
+    tile,
+)
+from tokenlabels.report.plots import Line, Mark, curve, heat_map, heat_range, histogram, keys, pooled
 
 _MAX_ROWS = 2_000
 """Rows of one table; the figures in the page hold them all."""
@@ -43,10 +57,7 @@ def tiles(figures: Figures) -> str:
         ("majority baseline", percent(figures.baselines.majority), f"accuracy of always saying {majority}"),
         ("position prior", percent(figures.baselines.position_prior), "accuracy of knowing the position only"),
     ]
-    return "".join(
-        f'<div class="tile"><dt>{esc(title)}</dt><dd><strong>{value}</strong><span>{esc(note)}</span></dd></div>'
-        for title, value, note in facts
-    )
+    return "".join(tile(title, value, note) for title, value, note in facts)
 
 
 def foreground(figures: Figures, comparison: Comparison | None) -> str:
@@ -147,13 +158,8 @@ def findings(manifest: Mapping[str, Any]) -> str:
 
 def parameters(manifest: Mapping[str, Any]) -> str:
     """What decides the labels: every parameter, and the source files."""
-    known = "".join(
-        f"<div><dt><code>{esc(key)}</code></dt><dd>{esc(value)}</dd></div>"
-        for key, value in _flat(manifest["parameters"])
-    )
     tool = manifest.get("tool") or {}
     made = f"Made by {esc(tool.get('name', ''))} {esc(tool.get('version', ''))}."
-    kept = f'<dl class="parameters">{known}</dl>'
     columns = [
         Column("split", numeric=False),
         Column("file", numeric=False),
@@ -164,7 +170,7 @@ def parameters(manifest: Mapping[str, Any]) -> str:
         [name(split), name(str(file["file"])), count(file["size"]), f"<code>{esc(file['sha256'])}</code>"]
         for split, file in manifest["sources"].items()
     ]
-    return card("Parameters", made, kept, wide=True) + card(
+    return card("Parameters", made, pairs(_flat(manifest["parameters"])), wide=True) + card(
         "Source files",
         "By these hashes a build can be repeated.",
         table("Source files", columns, sources),
@@ -248,11 +254,9 @@ def _tau_card(figures: Figures, comparison: Comparison | None) -> str:
         x_label="threshold tau",
         y_label="foreground share",
         title="Share of foreground by threshold",
-        tau=figures.tau,
-        share=figures.fg_share,
+        mark=Mark(figures.tau, figures.fg_share, f"this build, {figures.tau:g}"),
+        slider=True,
     )
-    keys = "".join(f'<li class="l{min(index, 4)}">{name(line.name)}</li>' for index, line in enumerate(lines))
-    legend = f'<ul class="keys">{keys}</ul>' if len(lines) > 1 else ""
     sign = "&ge;" if figures.inclusive else "&gt;"
     lead = (
         f"A patch is foreground where its score {sign} tau. At this build's tau of {figures.tau:g}, "
@@ -266,7 +270,7 @@ def _tau_card(figures: Figures, comparison: Comparison | None) -> str:
             points.tau, points.fg_share, points.foreground, points.ignored, strict=True
         )
     ]
-    return card(title, lead, plot + legend + details("Numbers", table(title, columns, rows)))
+    return card(title, lead, plot + keys(lines) + details("Numbers", table(title, columns, rows)))
 
 
 def _position_card(position: Position, grid: str) -> str:
