@@ -9,7 +9,15 @@ import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
 from cli.options import JsonOption, OnErrorName
-from cli.training import CompileOption, DeviceName, DeviceOption, LoadersOption, PicturesOption, PrecisionName, ShardsArgument
+from cli.training import (
+    CompileOption,
+    DeviceName,
+    DeviceOption,
+    LoadersOption,
+    PicturesOption,
+    PrecisionName,
+    ShardsArgument,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table

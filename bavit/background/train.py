@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -37,6 +38,8 @@ from bavit.rows import Rows
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.progress import Progress
 from tokenlabels.stats_shards import FOREGROUND, IGNORE
+
+_DRAW_SECONDS = 15.0
 
 _FIRST_PICTURES = 128
 """Pictures that initialisation from scratch looks at."""
@@ -98,7 +101,7 @@ def train(task: Task, settings: Settings, given: dict[str, Any], progress: Progr
     if settings.batch_size % fabric.world_size:
         raise ParameterError(f"--batch-size {settings.batch_size} is not divided by {fabric.world_size} ranks.")
     fabric.launch()
-    run = _Run(task, settings, given, fabric, progress)
+    run = TrainingRun(task, settings, given, fabric, progress)
     with Interruption() as wish:
         for epoch in range(run.state.epoch, settings.epochs):
             run.begin(epoch)
@@ -125,7 +128,7 @@ def _check(task: Task, settings: Settings) -> None:
         raise ParameterError("--soft-targets learns scores, but they were not read.")
 
 
-class _Run:
+class TrainingRun:
     """A run that goes on: the live objects, and what `TrainingState` keeps of them."""
 
     def __init__(
@@ -160,6 +163,7 @@ class _Run:
         self.model, self.stepper = fabric.setup(compiled, self.optimizer)
         self.sums = self.state.sums.to(fabric.device)
         self.pending: Tensor | None = None
+        self.baselines, self.drawn = baselines(task.val), 0.0
         self.board = _board(task.out) if task.tensorboard and fabric.is_global_zero else None
 
     def _open(self, task: Task, settings: Settings, given: dict[str, Any], digest: str) -> TrainingState | None:
@@ -307,11 +311,17 @@ class _Run:
         if self.fabric.is_global_zero:
             (self.average or self.plain).save_pretrained(self.out)
             write_metrics(self.out, self.state.history)
-            draw_curves(self.state.history, self.out / CURVES_FILE)
+            self._draw()
         if self.board is not None:
             for name, value in record.items():
                 self.board.add_scalar(name, value, int(record["step"]))
         self.save()
+
+    def _draw(self) -> None:
+        """Draw the curves, but not so often that it takes any time to speak of."""
+        if self.state.epoch == self.settings.epochs or time.monotonic() - self.drawn > _DRAW_SECONDS:
+            draw_curves(self.state.history, self.out / CURVES_FILE, **self.baselines)
+            self.drawn = time.monotonic()
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -369,6 +379,15 @@ def new_model(settings: Settings, rows: Rows) -> BAViT:
         image_size=grid.image_size,
         resize=grid.resize,
     )
+
+
+def baselines(rows: Rows) -> dict[str, float]:
+    """Accuracy of the commoner label, and of the commoner label at each position, as `tokenlabels stats` has them."""
+    foreground, counted = (test.sum(axis=0) for test in (rows.labels == FOREGROUND, rows.labels != IGNORE))
+    likelier = np.maximum(foreground, counted - foreground).sum()
+    total = max(int(counted.sum()), 1)
+    majority = max(int(foreground.sum()), total - int(foreground.sum()))
+    return {"majority": majority / total, "position_prior": float(likelier / total)}
 
 
 def balanced_weights(rows: Rows) -> tuple[float, float]:

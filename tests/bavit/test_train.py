@@ -102,7 +102,7 @@ def test_it_learns(sample_root: Path, tmp_path: Path, options: dict[str, Any]) -
     rows = read_rows(built, splits=["train"], scores=True)
     task = Task(rows, rows, None, None, tmp_path / "run", workers=0, device="cpu")
     prior = tokenlabels.statistics(built, split="train").baselines.position_prior
-    chosen = TINY | {"epochs": 40, "ema": 0.9, "crop": 1.0, "colour": 0.0} | options
+    chosen = TINY | {"epochs": 30, "ema": 0.9, "crop": 1.0, "colour": 0.0} | options
     found = train(task, Settings.make(**chosen), chosen, Silent())
     assert found["val_accuracy"] > prior + 0.05
     assert found["val_accuracy"] == pytest.approx(found["val_balanced_accuracy"], abs=0.1)
@@ -251,7 +251,7 @@ def test_a_checkpoint_of_another_model(task: Task) -> None:
 def test_folders_that_hold_something(task: Task) -> None:
     task.out.mkdir()
     (task.out / "thesis.txt").touch()
-    with pytest.raises(OutputError, match="thesis.txt"):
+    with pytest.raises(OutputError, match=r"thesis\.txt"):
         train(changed(task, overwrite=True), Settings.make(**TINY), TINY, Silent())
     assert (task.out / "thesis.txt").exists()
     (task.out / "thesis.txt").unlink()
@@ -286,7 +286,7 @@ def test_no_rows(task: Task) -> None:
 
 def test_mixed_grids(task: Task, sample_root: Path, tmp_path: Path) -> None:
     other = tokenlabels.build("coco", root=sample_root, out=tmp_path / "o", image_size=64, embed_images=True)
-    with pytest.raises(ParameterError, match="96x96-p16.*64x64-p16"):
+    with pytest.raises(ParameterError, match=r"96x96-p16.*64x64-p16"):
         train(changed(task, val=read_rows(other, scores=False)), Settings.make(**TINY), TINY, Silent())
 
 

@@ -1,0 +1,48 @@
+"""Training by torchrun: two ranks see the batches of one, and end at the same weights within rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import tokenlabels
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = (
+    *("--init", "none", "--depth", "1", "--width", "64", "--batch-size", "4", "--epochs", "3", "--precision", "32"),
+    *("--device", "cpu", "--workers", "0", "--class-weights", "balanced"),
+)
+
+
+def run(ranks: int, labels: Path, out: Path) -> list[dict[str, float]]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    subprocess.run(
+        [sys.executable, *launch, "-m", "cli.bavit", "train", str(labels), "--out", str(out), *OPTIONS],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_train_as_one(sample_root: Path, tmp_path: Path) -> None:
+    """With patches that are ignored, so that ranks count different numbers of tokens."""
+    labels = tmp_path / "labels"
+    tokenlabels.build("coco", root=sample_root, out=labels, image_size=96, embed_images=True, crowd="ignore")
+    one, two = run(1, labels, tmp_path / "one"), run(2, labels, tmp_path / "two")
+    assert len(one) == len(two) == 3
+    for alone, together in zip(one, two, strict=True):
+        for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "lr", "step"):
+            assert together[name] == pytest.approx(alone[name], abs=2e-3), name
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in first.items():
+        assert (second[name] - value).abs().max() < 5e-3, name
