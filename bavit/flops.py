@@ -1,0 +1,126 @@
+"""Multiply-accumulates (MACs) of vision transformers: counted by formula, and measured.
+
+Counted are the products of matrices: patch embedding, linear layers, both products of attention, heads. Norms,
+activations, softmax, biases and position embeddings are not, as in the papers this package follows, whose "GFLOPs" are
+MACs. Every figure is per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True, slots=True)
+class VitShape:
+    """What the cost of a ViT depends on.
+
+    Attributes:
+        dim: width of a token.
+        depth: blocks.
+        patch_numbers: numbers that a patch holds: height x width x 3 colours.
+        extra_tokens: CLS, registers, detection tokens: those besides the patches.
+        head_macs: of the head, for an image, whatever the number of patches.
+        head_macs_per_patch: of a head that reads every patch token.
+        mlp_ratio: width of the hidden layer of a block's MLP by `dim`.
+    """
+
+    dim: int
+    depth: int
+    patch_numbers: int = 16 * 16 * 3
+    extra_tokens: int = 0
+    head_macs: int = 0
+    head_macs_per_patch: int = 0
+    mlp_ratio: float = 4
+
+    @overload
+    def macs(self, patches: int, *, embedded: int | None = None) -> int: ...
+
+    @overload
+    def macs(self, patches: NDArray[np.integer], *, embedded: int | None = None) -> NDArray[np.int64]: ...
+
+    def macs(self, patches: int | NDArray[np.integer], *, embedded: int | None = None) -> int | NDArray[np.int64]:
+        """MACs of images of which some patches are kept; attention makes them quadratic.
+
+        Args:
+            patches: patch tokens in the blocks, extra tokens left out: a number, or any array of whole numbers.
+            embedded: patches that are embedded, where that is done before the others are dropped; by default `patches`.
+
+        Returns:
+            A whole number, or int64 of the same shape.
+        """
+        kept = patches.astype(np.int64) if isinstance(patches, np.ndarray) else int(patches)
+        blocks = vit_macs(kept + self.extra_tokens, self.dim, self.depth, mlp_ratio=self.mlp_ratio)
+        embedding = (kept if embedded is None else embedded) * (self.patch_numbers * self.dim)
+        return blocks + embedding + kept * self.head_macs_per_patch + self.head_macs
+
+
+@overload
+def vit_macs(tokens: int, dim: int, depth: int, *, mlp_ratio: float = 4) -> int: ...
+
+
+@overload
+def vit_macs(
+    tokens: int | NDArray[np.int64], dim: int, depth: int, *, mlp_ratio: float = 4
+) -> int | NDArray[np.int64]: ...
+
+
+def vit_macs(tokens: int | NDArray[np.int64], dim: int, depth: int, *, mlp_ratio: float = 4) -> int | NDArray[np.int64]:
+    """MACs of the blocks of a ViT: n (4 + 2 mlp_ratio) dim^2 for the linear layers, 2 n^2 dim for attention, each.
+
+    Args:
+        tokens: n, all tokens of an image.
+        dim: width of a token.
+        depth: blocks.
+        mlp_ratio: width of the hidden layer by `dim`.
+    """
+    linear = 4 * dim * dim + 2 * dim * int(dim * mlp_ratio)
+    return (tokens * linear + tokens * tokens * (2 * dim)) * depth
+
+
+def background_vit(depth: int = 2, *, dim: int = 192, patch: tuple[int, int] = (16, 16)) -> VitShape:
+    """BAViT: no token besides the patches, two outputs for each. 0.850 GMAC at depth 2 with 576 patches."""
+    return VitShape(dim, depth, patch[0] * patch[1] * 3, head_macs_per_patch=2 * dim)
+
+
+def yolos(
+    depth: int = 12,
+    *,
+    dim: int = 192,
+    patch: tuple[int, int] = (16, 16),
+    detection_tokens: int = 100,
+    classes: int = 92,
+) -> VitShape:
+    """YOLOS: a CLS token, detection tokens, and on each of these two MLPs of three layers: classes and box.
+
+    Args:
+        classes: outputs of the first MLP, no-object included.
+    """
+    head = detection_tokens * (2 * dim * dim + dim * classes + 2 * dim * dim + dim * 4)
+    return VitShape(dim, depth, patch[0] * patch[1] * 3, extra_tokens=1 + detection_tokens, head_macs=head)
+
+
+YOLOS_TINY = yolos()
+"""YOLOS-tiny, 11.97 GMAC at 512 x 512."""
+
+
+def count_macs(module: nn.Module, *inputs: object) -> int:
+    """MACs of one call, measured by `torch.utils.flop_counter`, of the whole batch.
+
+    Attention runs on the plain backend, whose products of matrices every version of torch counts. Operators that the
+    counter does not know, custom ones above all, count as nothing.
+
+    Args:
+        module: called once, without gradients, in the mode it is in.
+        inputs: its arguments, on its device.
+    """
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2  # a multiply-accumulate is two operations
