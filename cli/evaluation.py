@@ -259,7 +259,7 @@ def _listed(title: str, values: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(Text(title), "")
+    table = Table(title, "")
     for name, value in values.items():
         shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         table.add_row(Text(name.replace("_", " ")), Text(shown, justify="right"))

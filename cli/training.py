@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bavit.background.train import Task
+    from tokenlabels.reader import Build
 
 DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
     "Data",
@@ -145,7 +146,11 @@ def train(
     ] = None,
     soft_targets: Annotated[
         bool | None,
-        typer.Option("--soft-targets", help="Learn the scores instead of the labels.", rich_help_panel=RECIPE),
+        typer.Option(
+            "--soft-targets/--hard-targets",
+            help="Learn the scores, or the labels [default: recipe's].",
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random [default: 0].", rich_help_panel=RECIPE)] = None,
     flip: Annotated[
@@ -182,6 +187,7 @@ def train(
         from bavit.background.run_folder import read_run
         from bavit.background.settings import Settings
         from bavit.background.train import Task, train
+        from tokenlabels.reader import open_build
 
         choices: dict[str, Any] = {
             "depth": depth,
@@ -208,9 +214,13 @@ def train(
         if resume:
             given = read_run(out)["given"] | given
         settings = Settings.make(**given)
+        build = open_build(shards)
+        if settings.optimization.soft_targets and not build.manifest["parameters"]["scores"] and not soft_targets:
+            settings = settings.without_scores()
+            progress.note(f"{shards} has no scores (--no-scores): the labels are learned instead.")
         progress.stage("reading shards")
         task = _task(
-            Task, shards, val, train_split, val_split, grid, images, val_images, settings.soft_targets,
+            Task, build, val, train_split, val_split, grid, images, val_images, settings.optimization.soft_targets,
             out=out, device=device.value, workers=workers, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
         )  # fmt: skip
         try:
@@ -229,7 +239,7 @@ def train(
 
 def _task(
     kind: type[Task],
-    shards: Path,
+    build: Build,
     val: Path | None,
     train_split: list[str] | None,
     val_split: list[str] | None,
@@ -246,7 +256,6 @@ def _task(
     from tokenlabels.reader import open_build
     from tokenlabels.threads import cores
 
-    build = open_build(shards)
     other = open_build(val) if val else build
     return kind(
         train=read_rows(build, grid=grid, splits=training_splits(build, train_split), scores=scores),

@@ -42,6 +42,8 @@ Row: TypeAlias = dict[str, Any]
 
 COMMAND = str(Path(sys.executable).with_name("tokenlabels"))
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch, which reads it, is not loaded yet
+
 
 @pytest.fixture(scope="session")
 def invoke() -> Iterator[Callable[..., Result]]:

@@ -108,6 +108,5 @@ def _right(kept: NDArray[np.bool_], labels: NDArray[np.uint8]) -> NDArray[np.flo
     """float64 (n,): the share of right answers in each image, ignored patches left out."""
     counted = labels != 255
     right = ((kept == (labels == 1)) & counted).sum(axis=(1, 2))
-    return right / np.maximum(counted.sum(axis=(1, 2)), 1)
-
-
+    shares: NDArray[np.float64] = right / np.maximum(counted.sum(axis=(1, 2)), 1)
+    return shares

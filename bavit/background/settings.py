@@ -25,6 +25,7 @@ class Recipe:
         warmup: share of all steps.
         clip: largest norm of the gradient, 0: any.
         ema: decay of the moving average of weights that is evaluated and stored, 0: the weights themselves.
+        soft_targets: learn the scores rather than the labels, see `loss.soft_targets`.
         augmentation: of training pictures.
     """
 
@@ -35,14 +36,15 @@ class Recipe:
     warmup: float
     clip: float
     ema: float
+    soft_targets: bool
     augmentation: Augmentation
 
 
 RECIPES: dict[RecipeName, Recipe] = {
-    "scratch": Recipe("muon", 1e-3, 0.05, "cosine", 0.08, 1.0, 0.995, Augmentation(True, 0.3, 0.2)),
-    "finetune": Recipe("adamw", 2e-4, 0.05, "cosine", 0.08, 1.0, 0.995, Augmentation(True, 0.3, 0.2)),
+    "scratch": Recipe("muon", 1e-3, 0.05, "cosine", 0.08, 1.0, 0.995, True, Augmentation(True, 0.3, 0.2)),
+    "finetune": Recipe("adamw", 2e-4, 0.05, "cosine", 0.08, 1.0, 0.995, True, Augmentation(True, 0.3, 0.2)),
     # Adam and StepLR are the BAViT paper's; it prints neither rate nor steps, so these are ours.
-    "paper": Recipe("adam", 1e-3, 0.0, "step", 0.0, 0.0, 0.0, Augmentation(True, 1.0, 0.0)),
+    "paper": Recipe("adam", 1e-3, 0.0, "step", 0.0, 0.0, 0.0, False, Augmentation(True, 1.0, 0.0)),
 }
 
 MUON_LR_SCALE = 10.0
@@ -62,7 +64,6 @@ class Settings:
         recipe: name of the recipe.
         optimization: the recipe with a person's changes.
         class_weights: `balanced`: as `tokenlabels stats` has them.
-        soft_targets: learn the scores rather than the labels.
         seed: of everything random.
         precision: of the model's arithmetic; `auto`: bf16 where the hardware has it.
         compile: through `torch.compile`.
@@ -77,7 +78,6 @@ class Settings:
     recipe: RecipeName = "scratch"
     optimization: Recipe = RECIPES["scratch"]
     class_weights: Weights = "none"
-    soft_targets: bool = False
     seed: int = 0
     precision: Precision = "auto"
     compile: bool = False
@@ -93,6 +93,7 @@ class Settings:
         weight_decay: float | None = None,
         clip: float | None = None,
         ema: float | None = None,
+        soft_targets: bool | None = None,
         flip: bool | None = None,
         crop: float | None = None,
         colour: float | None = None,
@@ -103,10 +104,11 @@ class Settings:
         Args:
             recipe: by default `scratch` for `--init none`, else `finetune`.
             init: see the class.
-            lr: see `Recipe`, as the next three.
+            lr: see `Recipe`, as the next four.
             weight_decay: see above.
             clip: see above.
             ema: see above.
+            soft_targets: see above.
             flip: see `Augmentation`, as the next two.
             crop: see above.
             colour: see above.
@@ -120,7 +122,7 @@ class Settings:
             raise ParameterError(f"unknown recipe {name!r}: use one of {', '.join(RECIPES)}.")
         base = RECIPES[name]
         augmentation = replace(base.augmentation, **_given(flip=flip, crop=crop, colour=colour))
-        changes = _given(lr=lr, weight_decay=weight_decay, clip=clip, ema=ema)
+        changes = _given(lr=lr, weight_decay=weight_decay, clip=clip, ema=ema, soft_targets=soft_targets)
         settings = cls(
             recipe=name,
             init=init,
@@ -151,6 +153,10 @@ class Settings:
         ):
             if word not in words:
                 raise ParameterError(f"unknown --{option} {word!r}: use one of {', '.join(words)}.")
+
+    def without_scores(self) -> Settings:
+        """The same for labels that were built without scores."""
+        return replace(self, optimization=replace(self.optimization, soft_targets=False))
 
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values."""

@@ -124,7 +124,7 @@ def _check(task: Task, settings: Settings) -> None:
             f"{task.train.folder} has the grid {task.train.header.grid}, {task.val.folder} has "
             f"{task.val.header.grid}: train and validate on one grid, --grid names it."
         )
-    if settings.soft_targets and task.train.scores is None:
+    if settings.optimization.soft_targets and task.train.scores is None:
         raise ParameterError("--soft-targets learns scores, but they were not read.")
 
 
@@ -239,7 +239,7 @@ class TrainingRun:
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         pixels = self.plain.normalise(batch.pixels.to(self.fabric.device, non_blocking=True))
         labels = batch.labels.to(self.fabric.device, non_blocking=True)
-        if not self.settings.soft_targets or batch.scores is None:
+        if not self.recipe.soft_targets or batch.scores is None:
             return pixels, labels, None
         return pixels, labels, soft_targets(batch.scores.to(self.fabric.device, non_blocking=True), self.tau)
 

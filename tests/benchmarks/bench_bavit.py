@@ -137,7 +137,7 @@ def loader_rates(rows: Rows, contents: list[bytes], workers: int, rounds: int) -
                        persistent_workers=workers > 0)  # fmt: skip
     stream = forever(plain.__iter__)
     sides["plain PIL"] = lambda stream=stream: len(next(stream)[0])  # type: ignore[misc]
-    found = {}
+    found: dict[str, float] = {}
     for name, side in sides.items():  # one after the other: the workers of a loader that waits still fill its queue
         found |= rates({name: side}, rounds, steps=max(8, len(rows) // 32), device="cpu", warmup=10)
     return found
