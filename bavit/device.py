@@ -73,7 +73,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what Lightning tells of itself."""
-    log = logging.getLogger("lightning_utilities.core.rank_zero")
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     before = log.level
     log.setLevel(logging.ERROR)
     try:
