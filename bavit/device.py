@@ -70,6 +70,11 @@ def make_fabric(device: str, precision: str) -> Fabric:
         )
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that talks, of those that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what Lightning tells of itself."""

@@ -187,6 +187,7 @@ def train(
         from bavit.background.run_folder import read_run
         from bavit.background.settings import Settings
         from bavit.background.train import Task, train
+        from bavit.device import is_first_rank
         from tokenlabels.reader import open_build
 
         choices: dict[str, Any] = {
@@ -227,9 +228,12 @@ def train(
             found = train(task, settings, given, progress)
         except Interrupted as stop:
             progress.stop()
-            say(f"interrupted at {stop}: the state is saved, run the same command with --resume to go on.")
+            if is_first_rank():
+                say(f"interrupted at {stop}: the state is saved, run the same command with --resume to go on.")
             raise typer.Exit(128 + stop.number) from None
         progress.stop()
+        if not is_first_rank():
+            return
         if as_json:
             print_json(found | {"out": str(out)})
         else:

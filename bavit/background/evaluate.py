@@ -18,7 +18,6 @@ from bavit.background.predict import Place, predict_rows
 from bavit.background.predictions import Predictions
 from bavit.background.refine import refine
 from bavit.data import ShardImages
-from bavit.flops import background_vit
 from bavit.rows import Rows
 from bavit.visualize import panels
 from tokenlabels.progress import Progress
@@ -60,21 +59,10 @@ def evaluate(
         predictions,
         threshold=model.threshold if threshold is None else threshold,
         refine_steps=model.refine_steps if refine_steps is None else refine_steps,
-        parameters=count_parameters(model),
-        macs=model_macs(model),
+        parameters=model.parameter_count,
+        macs=model.macs,
     )
     return found, predictions, kept
-
-
-def count_parameters(model: BAViT) -> int:
-    """Numbers that training changes."""
-    return sum(value.numel() for value in model.parameters())
-
-
-def model_macs(model: BAViT) -> int:
-    """Multiply-accumulates for one picture."""
-    shape = background_vit(model.depth, dim=model.width, patch=model.grid.patch)
-    return shape.macs(model.shape[0] * model.shape[1])
 
 
 def samples(

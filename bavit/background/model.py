@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bavit.background.refine import refine
+from bavit.flops import background_vit
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.model_input import model_input
@@ -147,6 +148,16 @@ class BAViT(
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H', W') to normalised float32, the same shape."""
         return torch.addcmul(-self.mean / self.std, pixels, 1 / (255 * self.std))
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that training changes."""
+        return sum(value.numel() for value in self.parameters())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one picture, by formula; `flops.count_macs` measures the same."""
+        return background_vit(self.depth, dim=self.width, patch=self.grid.patch).macs(self.shape[0] * self.shape[1])
 
     @property
     def config(self) -> dict[str, Any]:

@@ -24,15 +24,15 @@ RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
 _FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, CONFIG_FILE, WEIGHTS_FILE)
 
 
-def claim(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder ready for a new run.
+def check_claim(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that a new run cannot have.
 
     Args:
         folder: of the run.
-        overwrite: delete the run that is in it.
+        overwrite: a run that is in it may be deleted.
 
     Raises:
-        OutputError: it holds a run, or other files, or cannot be written.
+        OutputError: it holds a run, or other files, or is none.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file: name a folder with --out.")
@@ -41,6 +41,14 @@ def claim(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: holds other files ({sorted(held)[0]}): name an empty folder with --out.")
     if held and not overwrite:
         raise OutputError(f"{folder}: holds a run: go on with --resume, or use --overwrite or another --out.")
+
+
+def claim(folder: Path) -> None:
+    """Make the folder ready for a new run, deleting the one that is in it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _FILES:

@@ -28,10 +28,18 @@ from bavit.background.interruption import Interrupted, Interruption
 from bavit.background.loss import loss_sums, soft_targets
 from bavit.background.model import BAViT
 from bavit.background.optimizer import make_optimizer, set_rate
-from bavit.background.run_folder import CURVES_FILE, check_same, claim, data_digest, write_metrics, write_run
+from bavit.background.run_folder import (
+    CURVES_FILE,
+    check_claim,
+    check_same,
+    claim,
+    data_digest,
+    write_metrics,
+    write_run,
+)
 from bavit.background.settings import Settings
 from bavit.data import Batch, BatchOrder, ShardImages, loader
-from bavit.device import make_fabric
+from bavit.device import make_fabric, pick_precision
 from bavit.environment import describe
 from bavit.pictures import PictureError
 from bavit.rows import Rows
@@ -108,7 +116,7 @@ def train(task: Task, settings: Settings, given: dict[str, Any], progress: Progr
             for batch in run.loader:
                 run.step(batch)
                 if run.wished(wish.number):
-                    run.save()
+                    run.pause()
                     raise Interrupted(run.stopped_by, run.where())
             run.end()
     return run.state.history[-1]
@@ -138,7 +146,7 @@ class TrainingRun:
         self.stopped_by = 0
         self.recipe = settings.optimization
         digest = data_digest([task.train, task.val])
-        stored = self._open(task, settings, given, digest)
+        stored = self._stored(task, settings, digest)
         seed, world, rank = settings.seed, fabric.world_size, fabric.global_rank
         pin = fabric.device.type == "cuda"
         dataset = ShardImages(task.train, task.images, self.recipe.augmentation, seed)
@@ -164,22 +172,31 @@ class TrainingRun:
         self.sums = self.state.sums.to(fabric.device)
         self.pending: Tensor | None = None
         self.baselines, self.drawn = baselines(task.val), 0.0
+        if fabric.is_global_zero:
+            progress.note(self._described(task))
+        if stored is None:
+            self._claim(given, digest)
         self.board = _board(task.out) if task.tensorboard and fabric.is_global_zero else None
 
-    def _open(self, task: Task, settings: Settings, given: dict[str, Any], digest: str) -> TrainingState | None:
-        """The stored state where the run is resumed; else make the folder ready."""
-        if task.resume:
-            stored = load_checkpoint(task.out)
-            check_same(task.out, stored.settings | {"data": stored.data}, settings.as_json() | {"data": digest})
-            if stored.epoch >= settings.epochs:
-                raise ParameterError(f"{task.out}: all {settings.epochs} epochs are done: there is nothing to resume.")
-            return stored
+    def _stored(self, task: Task, settings: Settings, digest: str) -> TrainingState | None:
+        """The stored state, where the run is resumed."""
+        if not task.resume:
+            check_claim(task.out, overwrite=task.overwrite)
+            self.fabric.barrier()
+            return None
+        stored = load_checkpoint(task.out)
+        check_same(task.out, stored.settings | {"data": stored.data}, settings.as_json() | {"data": digest})
+        if stored.epoch >= settings.epochs:
+            raise ParameterError(f"{task.out}: all {settings.epochs} epochs are done: there is nothing to resume.")
+        return stored
+
+    def _claim(self, given: dict[str, Any], digest: str) -> None:
+        """Make the folder ready, now that nothing else can be wrong."""
         if self.fabric.is_global_zero:
-            claim(task.out, overwrite=task.overwrite)
-            about = {"given": given, "settings": settings.as_json(), "data": digest, "environment": describe()}
-            write_run(task.out, about)
+            claim(self.out)
+            settings = self.settings.as_json()
+            write_run(self.out, {"given": given, "settings": settings, "data": digest, "environment": describe()})
         self.fabric.barrier()
-        return None
 
     def _first_state(self, settings: Settings, digest: str) -> TrainingState:
         nothing = torch.zeros(4, dtype=torch.float64)
@@ -195,6 +212,16 @@ class TrainingRun:
         except (RuntimeError, ValueError, KeyError):
             raise TokenLabelsError(f"{self.out}: its checkpoint is of a model of another shape: train anew.") from None
         torch.set_rng_state(stored.rng)
+
+    def _described(self, task: Task) -> str:
+        ranks = f", {self.fabric.world_size} ranks" if self.fabric.world_size > 1 else ""
+        return (
+            f"{self.plain.parameter_count:,} parameters, {self.plain.macs / 1e9:.3f} GMAC an image; "
+            f"{len(task.train):,} images to train on, {len(task.val):,} to validate; "
+            f"{self.fabric.device}, precision {pick_precision(self.settings.precision, self.fabric.device.type)}{ranks}; "
+            f"accuracy of the majority {self.baselines['majority']:.2%}, of the position alone "
+            f"{self.baselines['position_prior']:.2%}"
+        )
 
     @property
     def steps(self) -> int:
@@ -287,7 +314,7 @@ class TrainingRun:
     def end(self) -> None:
         """Finish an epoch: validate, and store model, figures and state."""
         self._check_pending()
-        seconds = time.monotonic() - self.since
+        seconds = self._clock()
         sums = self._over_ranks(self.sums).tolist()
         record: dict[str, float] = {
             "epoch": self.state.epoch + 1,
@@ -298,17 +325,16 @@ class TrainingRun:
             **self._validate(),
             "skipped": int(self._over_ranks(torch.tensor(float(self.state.skipped), device=self.sums.device))),
             "images_per_second": self.images * self.fabric.world_size / seconds,
-            "seconds": self.state.seconds + seconds,
+            "seconds": self.state.seconds,
         }
         self.state.history.append(record)
         self.state.epoch, self.state.batch = self.state.epoch + 1, 0
-        self.state.seconds += seconds
         self.sums.zero_()
         self._write(record)
 
     def _write(self, record: dict[str, float]) -> None:
-        self.progress.note(_told(record, self.settings.epochs))
         if self.fabric.is_global_zero:
+            self.progress.note(_told(record, self.settings.epochs))
             (self.average or self.plain).save_pretrained(self.out)
             write_metrics(self.out, self.state.history)
             self._draw()
@@ -317,11 +343,23 @@ class TrainingRun:
                 self.board.add_scalar(name, value, int(record["step"]))
         self.save()
 
+    def _clock(self) -> float:
+        """Seconds since the epoch began or was gone on with; added to those of the run."""
+        now = time.monotonic()
+        seconds, self.since = now - self.since, now
+        self.state.seconds += seconds
+        return seconds
+
     def _draw(self) -> None:
         """Draw the curves, but not so often that it takes any time to speak of."""
         if self.state.epoch == self.settings.epochs or time.monotonic() - self.drawn > _DRAW_SECONDS:
             draw_curves(self.state.history, self.out / CURVES_FILE, **self.baselines)
             self.drawn = time.monotonic()
+
+    def pause(self) -> None:
+        """Write the checkpoint in the middle of an epoch."""
+        self._clock()
+        self.save()
 
     def save(self) -> None:
         """Write the checkpoint."""

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import tokenlabels
-from bavit.background.evaluate import model_macs
 from bavit.background.predict import Place
 from bavit.background.settings import Settings
 from bavit.background.train import Task, TrainingRun, new_model
@@ -189,7 +188,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found["loader_to_plain_pil"] = loaded["as it is"] / loaded["plain PIL"]
     kind = _KINDS[precision] or torch.float32
     found["matrix_macs_per_second"] = matrix_rate(device, kind)
-    found["inference_share_of_matrix_rate"] = inferred["bavit"] * model_macs(model) / found["matrix_macs_per_second"]
+    found["inference_share_of_matrix_rate"] = inferred["bavit"] * model.macs / found["matrix_macs_per_second"]
     return found
 
 
