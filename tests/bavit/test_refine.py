@@ -156,3 +156,13 @@ def test_specks_of_no_images() -> None:
 def test_specks_are_connected_in_four_or_eight_directions() -> None:
     with pytest.raises(ParameterError, match="4 or 8, not 6"):
         drop_specks(torch.zeros(3, 3, dtype=torch.bool), 2, connectivity=6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees() -> None:
+    mask = torch.rand(5, 24, 24, generator=torch.Generator().manual_seed(0)) < 0.2
+    there = mask.cuda()
+    assert torch.equal(refine(there).cpu(), refine(mask))
+    assert torch.equal(resize_mask(there, 32, 50).cpu(), resize_mask(mask, 32, 50))
+    assert torch.equal(drop_specks(there, 3).cpu(), drop_specks(mask, 3))
+    assert drop_specks(there, 3).device == there.device
