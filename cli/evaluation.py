@@ -142,7 +142,7 @@ def calibrate(
             raise TokenLabelsError(f"{run}: no such folder: calibrate the folder of a run, where the result is stored.")
         progress.stage("loading")
         model = load_model(run)
-        target = parse_target(model, sparsity, fg_recall, macs, detector_size)
+        target = parse_target(sparsity, fg_recall, macs, bavit_macs=model.macs, detector_size=detector_size)
         rows = _rows(model, shards, split)
         place = _place(device, precision, batch_size, workers)
         predictions, _ = predict_rows(model, rows, images, place, progress, on_error.value)
@@ -189,8 +189,8 @@ def predict(
         from bavit.environment import require_extra
 
         require_extra()
-        from bavit.background.model import load_model
         from bavit.background.draw import Choice, draw_predictions
+        from bavit.background.model import load_model
         from bavit.background.predict import picture_files
 
         progress.stage("loading")

@@ -14,10 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from predicted import random_predictions
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 from voc_data import write_voc
 
+from bavit.background.predictions import Predictions
 from cli.tokenlabels import app
 from tokenlabels import write_sample
 from tokenlabels.figures import (
@@ -318,6 +320,12 @@ def _position(rows: Sequence[Row]) -> Position:
         np.add.at(patches, where, labels != 255)
     share = np.divide(foreground, patches, out=np.zeros((height, width)), where=patches > 0)
     return Position(height, width, len(shapes) > 1, share.tolist(), patches.tolist())
+
+
+@pytest.fixture(scope="session")
+def predictions_of() -> Callable[..., Predictions]:
+    """`predictions_of(seed, images=6, ...)`: see `random_predictions`."""
+    return random_predictions
 
 
 @pytest.fixture

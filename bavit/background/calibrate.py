@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, floor
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from bavit.background.confusion import share
 from bavit.background.critical import critical_probabilities
+from bavit.background.model import BAViT
 from bavit.background.predictions import FOREGROUND, Predictions, check_predictions
 from bavit.background.targets import MacsTarget, RecallTarget, SparsityTarget, Target
 from tokenlabels.errors import ParameterError, TokenLabelsError
 
-__all__ = ["Calibration", "MacsTarget", "RecallTarget", "SparsityTarget", "Target", "calibrate"]
+__all__ = ["Calibration", "MacsTarget", "RecallTarget", "SparsityTarget", "Target", "calibrate", "store"]
 
 STOPS = 129
 """Thresholds of a table."""
@@ -68,6 +70,17 @@ class Calibration(msgspec.Struct, frozen=True):
     refine_steps: int
     sparsity: float
     fg_recall: float
+
+
+def store(model: BAViT, found: Calibration, folder: Path) -> None:
+    """Make a calibration the model's own: its threshold and steps, and where they come from, in `config.json`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    model.threshold, model.refine_steps = found.threshold, found.refine_steps
+    model.calibration = msgspec.to_builtins(found)
+    model.save_config(folder)
 
 
 def calibrate(

@@ -188,8 +188,16 @@ class BAViT(
             return found
         folder = Path(save_directory)
         self._save_pretrained(folder)
-        write_atomically(folder / CONFIG_FILE, (json.dumps(self.config, indent=2) + "\n").encode())
+        self.save_config(folder)
         return None
+
+    def save_config(self, folder: Path) -> None:
+        """Write `config.json` alone.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_atomically(folder / CONFIG_FILE, (json.dumps(self.config, indent=2) + "\n").encode())
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}

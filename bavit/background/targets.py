@@ -18,6 +18,10 @@ from bavit.background.predictions import FOREGROUND
 from bavit.background.refine import resize_mask
 from bavit.flops import YOLOS_TINY, VitShape
 from tokenlabels.errors import ParameterError
+from tokenlabels.grid import PatchGrid
+
+_DETECTOR_PATCH = 16
+_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 class Target(Protocol):
@@ -168,6 +172,41 @@ class MacsTarget:
 
     def met(self, figure: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.asarray(figure <= self.value)
+
+
+def parse_target(
+    sparsity: float | None, fg_recall: float | None, macs: str | None, *, bavit_macs: int, detector_size: str
+) -> Target:
+    """The one target that a person names.
+
+    Args:
+        sparsity: share of tokens to remove, or None.
+        fg_recall: share of foreground tokens to keep, or None.
+        macs: budget such as `8e9`, `8G` or `500M`, or None.
+        bavit_macs: of the background ViT, for a budget.
+        detector_size: input of the detector, `HxW` or one number, whole patches of 16 pixels, for a budget.
+
+    Raises:
+        ParameterError: none or several of them, or a value that makes no sense.
+    """
+    named = [value is not None for value in (sparsity, fg_recall, macs)]
+    if sum(named) != 1:
+        raise ParameterError("name one target: --sparsity, --fg-recall or --macs.")
+    if sparsity is not None:
+        return SparsityTarget(sparsity)
+    if fg_recall is not None:
+        return RecallTarget(fg_recall)
+    rows, cols = PatchGrid.parse(_DETECTOR_PATCH, detector_size).constant_shape or (0, 0)
+    return MacsTarget(_number(str(macs)), bavit_macs, rows, cols)
+
+
+def _number(text: str) -> float:
+    """A number with or without K, M, G or T behind it."""
+    unit = _UNITS.get(text[-1:].upper(), 1.0)
+    try:
+        return float(text[:-1] if unit > 1 else text) * unit
+    except ValueError:
+        raise ParameterError(f"--macs {text!r} is no number: write 8e9, 8G or 500M.") from None
 
 
 def _check_share(value: float, name: str) -> None:

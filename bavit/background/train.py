@@ -215,10 +215,11 @@ class TrainingRun:
 
     def _described(self, task: Task) -> str:
         ranks = f", {self.fabric.world_size} ranks" if self.fabric.world_size > 1 else ""
+        device = self.fabric.device
         return (
             f"{self.plain.parameter_count:,} parameters, {self.plain.macs / 1e9:.3f} GMAC an image; "
             f"{len(task.train):,} images to train on, {len(task.val):,} to validate; "
-            f"{self.fabric.device}, precision {pick_precision(self.settings.precision, self.fabric.device.type)}{ranks}; "
+            f"{device}, precision {pick_precision(self.settings.precision, device.type)}{ranks}; "
             f"accuracy of the majority {self.baselines['majority']:.2%}, of the position alone "
             f"{self.baselines['position_prior']:.2%}"
         )

@@ -48,7 +48,7 @@ def test_kept_rows_are_those_rows(embedded: Build) -> None:
     rows = read_rows(embedded, scores=True)
     kept = np.arange(len(rows)) % 3 == 1
     some = rows.keep(kept)
-    for new, old in enumerate(np.flatnonzero(kept)):
+    for new, old in enumerate(np.flatnonzero(kept).tolist()):
         assert some.image_ids[new] == rows.image_ids[old]
         assert np.array_equal(some.labels[new], rows.labels[old])
         assert np.array_equal(some.records(new).boxes, rows.records(old).boxes)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from bavit import BAViT
@@ -74,7 +74,7 @@ def test_an_imagenet_vit_gives_its_first_blocks(tmp_path: Path, suffix: str) -> 
     initialize.from_checkpoint(model, path)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        tokens = source.patch_embed(pixels) + source.pos_embed[:, 1:]
+        tokens = source.patch_embed(pixels) + source.get_parameter("pos_embed")[:, 1:]
         for block in source.blocks[:2]:
             tokens = block(tokens)
         torch.testing.assert_close(model.vit.forward_features(pixels), source.norm(tokens))
@@ -85,7 +85,7 @@ def test_positions_and_patches_are_resampled(tmp_path: Path) -> None:
     save_file(source.state_dict(), tmp_path / "vit.safetensors")
     model = model_of(patch=8, image_size=(48, 64))
     initialize.from_checkpoint(model, tmp_path / "vit.safetensors")
-    wanted = resample_abs_pos_embed(source.pos_embed[:, 1:], [6, 8], [4, 4], 0)
+    wanted = resample_abs_pos_embed(source.get_parameter("pos_embed")[:, 1:], [6, 8], [4, 4], 0)
     torch.testing.assert_close(model.vit.pos_embed, wanted)
     with torch.inference_mode():  # a patch of one colour keeps its token but for the scale that resampling leaves it
         flat = torch.ones(1, 3, 64, 64)
@@ -121,7 +121,9 @@ def test_imagenet_asks_timm_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> 
     model = BAViT(depth=2)
     initialize.from_imagenet(model)
     assert asked == [("vit_tiny_patch16_384.augreg_in21k_ft_in1k", True)]
-    torch.testing.assert_close(model.vit.pos_embed, timm_vit(img_size=384, embed_dim=192, num_heads=3).pos_embed[:, 1:])
+    torch.testing.assert_close(
+        model.vit.pos_embed, timm_vit(img_size=384, embed_dim=192, num_heads=3).get_parameter("pos_embed")[:, 1:]
+    )
 
 
 def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

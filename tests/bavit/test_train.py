@@ -19,6 +19,7 @@ from bavit import BAViT
 from bavit.background import train as package
 from bavit.background.checkpoint import load_checkpoint
 from bavit.background.interruption import Interrupted
+from bavit.background.loss import loss_sums
 from bavit.background.settings import Settings
 from bavit.background.train import DivergedError, Task, balanced_weights, train
 from bavit.pictures import PictureError
@@ -95,13 +96,10 @@ def test_a_run_leaves_a_model_figures_and_curves(task: Task) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"soft_targets": False, "class_weights": "balanced"}])
-def test_it_learns(sample_root: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_it_learns(build: Build, task: Task, options: dict[str, Any]) -> None:
     """On pictures it has seen it beats the best answer by position."""
-    root = tokenlabels.write_sample(tmp_path / "drawn", images=16) and tmp_path / "drawn"
-    built = tokenlabels.build("coco", root=root, out=tmp_path / "out", image_size=96, patch=16, embed_images=True)
-    rows = read_rows(built, splits=["train"], scores=True)
-    task = Task(rows, rows, None, None, tmp_path / "run", workers=0, device="cpu")
-    prior = tokenlabels.statistics(built, split="train").baselines.position_prior
+    task = changed(task, val=task.train)
+    prior = tokenlabels.statistics(build, split="train").baselines.position_prior
     chosen = TINY | {"epochs": 30, "ema": 0.9, "crop": 1.0, "colour": 0.0} | options
     found = train(task, Settings.make(**chosen), chosen, Silent())
     assert found["val_accuracy"] > prior + 0.05
@@ -160,7 +158,7 @@ def test_the_average_of_weights_is_stored(task: Task, tmp_path: Path) -> None:
 
 def diverging_after(steps: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """The real loss, until it is none."""
-    real, left = package.loss_sums, [steps]
+    real, left = loss_sums, [steps]
 
     def sums(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         total, weight = real(*given)
