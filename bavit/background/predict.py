@@ -146,7 +146,7 @@ class Prediction:
 
 @dataclass(slots=True)
 class Throughput:
-    """Seconds of the model alone, and of everything, for so many pictures."""
+    """Seconds of the model alone, and of reading and the model, for so many pictures."""
 
     images: int = 0
     model_seconds: float = 0.0
@@ -162,7 +162,7 @@ def predict_files(
         model: the model.
         paths: the files.
         place: where it runs; `workers` threads decode.
-        throughput: added to; the first batch warms up and is not timed where there are more.
+        throughput: added to.
         progress: told about every picture.
 
     Raises:
@@ -177,13 +177,15 @@ def predict_files(
         opened = in_threads(lambda path: open_picture(path, str(path)), some, place.workers)
         inputs = in_threads(lambda picture: model_input(picture, model.grid), opened, place.workers)
         pixels = torch.from_numpy(np.stack([np.array(picture) for picture in inputs])).permute(0, 3, 1, 2)
+        decoded = time.perf_counter()
+        if not first:
+            run(pixels)  # once for nothing: what is made ready at the first call is not what is measured
         started = time.perf_counter()
         background = run(pixels).cpu().numpy()
         ended = time.perf_counter()
-        if first or len(paths) <= size:
-            throughput.images += len(some)
-            throughput.model_seconds += ended - started
-            throughput.seconds += ended - begun
+        throughput.images += len(some)
+        throughput.model_seconds += ended - started
+        throughput.seconds += ended - started + (decoded - begun)
         for path, source, picture, cells in zip(some, opened, inputs, background, strict=True):
             yield Prediction(path, source.size, picture, cells)
         progress.advance(len(some))

@@ -151,7 +151,7 @@ def test_calibrate_for_other_targets(bavit: Invoke, copy: Path, labels: Build, t
         ((), 2, "--sparsity"),
         (("--sparsity", 0.3, "--fg-recall", 0.9), 2, "one"),
         (("--sparsity", 1.5), 2, "0..1"),
-        (("--macs", "1M"), 1, "MAC"),
+        (("--macs", "1M"), 1, "macs"),
         (("--macs", "many"), 2, "many"),
         (("--macs", "5G", "--detector-size", "100x100"), 2, "100"),
     ],
