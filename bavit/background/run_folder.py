@@ -53,8 +53,16 @@ def claim(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             (folder / name).unlink(missing_ok=True)
+        clear_temporaries(folder)
     except OSError as fault:
         raise OutputError(f"{folder}: cannot be written ({fault.strerror}): name another --out.") from None
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Delete what a killed process was writing."""
+    for path in folder.iterdir():
+        if is_temporary(path.name):
+            path.unlink(missing_ok=True)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from bavit.background.run_folder import (
     check_claim,
     check_same,
     claim,
+    clear_temporaries,
     data_digest,
     write_metrics,
     write_run,
@@ -176,6 +177,8 @@ class TrainingRun:
             progress.note(self._described(task))
         if stored is None:
             self._claim(given, digest)
+        elif fabric.is_global_zero:
+            clear_temporaries(task.out)
         self.board = _board(task.out) if task.tensorboard and fabric.is_global_zero else None
 
     def _stored(self, task: Task, settings: Settings, digest: str) -> TrainingState | None:
