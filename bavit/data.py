@@ -4,7 +4,8 @@ What a sample is depends on (seed, epoch, row) alone, and the order of an epoch 
 on ranks, so that training can be stopped anywhere and resumed, or spread over ranks, and sees the same batches.
 
 Pictures embedded in shards are read a row group at a time; an epoch takes row groups in random order, a window of some
-at a time whose rows are mixed, so that each is read once and memory is bounded (`WINDOW_BYTES` a worker).
+at a time whose rows are mixed, so that memory is bounded (`WINDOW_BYTES` a worker). Every worker reads every row group
+of a window once, for its batches hold rows of all of them; that costs little beside decoding the pictures.
 """
 
 from __future__ import annotations
@@ -205,7 +206,9 @@ class BatchOrder(Sampler[list[Key]]):
             chosen = order[batch * size : (batch + 1) * size]
             if self._seed is not None and len(chosen) < size:
                 chosen = np.resize(order, size)  # fewer rows than a batch: some twice
-            yield [(self.epoch, int(row)) for row in chosen[self._rank :: self._world]]
+            mine = chosen[self._rank :: self._world]
+            if len(mine):  # of the last batch of a validation there may be nothing left for this rank
+                yield [(self.epoch, int(row)) for row in mine]
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> NDArray[np.int64]:

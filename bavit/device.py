@@ -12,6 +12,7 @@ import torch
 from lightning.fabric import Fabric
 
 from tokenlabels.errors import ParameterError
+from tokenlabels.threads import cores
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -68,6 +69,11 @@ def make_fabric(device: str, precision: str) -> Fabric:
             strategy="ddp" if world > 1 else "auto",
             precision=_PRECISIONS[pick_precision(precision, kind)],  # type: ignore[arg-type]
         )
+
+
+def default_workers() -> int:
+    """Processes that decode pictures for one rank: one core is left to the model."""
+    return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def is_first_rank() -> bool:

@@ -21,6 +21,9 @@ from tokenlabels.sources.paths import is_inside
 CACHED_BYTES = 256 << 20
 """Embedded pictures that a process holds, as they are in the shard; at least one row group is."""
 
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""What is opened, whatever a file is called: other decoders of Pillow start other programs."""
+
 _UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
 
@@ -126,7 +129,7 @@ def open_picture(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: both are dealt with here
-            with Image.open(source) as image:
+            with Image.open(source, formats=_FORMATS) as image:
                 if annotated and image.size != annotated:
                     stored = f"{image.size[0]} x {image.size[1]}"
                     raise PictureError(

@@ -9,12 +9,13 @@ from tokenlabels.reader import Build
 
 
 def training_splits(build: Build, named: Sequence[str] | None) -> list[str]:
-    """The splits named, else those that begin with `train`, else the only one.
+    """The splits named, else those that begin with `train`, else with `trainval`, else the only one.
 
     Raises:
         ParameterError: nothing says which.
     """
-    return list(named or _of(build, "train") or _only(build, "--train-split", "to train on"))
+    found = [split for split in _of(build, "train") if not split.startswith("trainval")]
+    return list(named or found or _of(build, "trainval") or _only(build, "--train-split", "to train on"))
 
 
 def validation_splits(build: Build, named: Sequence[str] | None, *, own: bool) -> list[str]:

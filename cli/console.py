@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -75,11 +76,14 @@ class GroupedCommand(TyperCommand):
 
 
 @contextlib.contextmanager
-def errors_reported(*, debug: bool) -> Iterator[None]:
+def errors_reported(
+    *, debug: bool, interrupted: str = "finished shards are kept, run the same command again to go on"
+) -> Iterator[None]:
     """Turn faults into one sentence and an exit code: 1 data or environment, 2 usage, 130 Ctrl-C.
 
     Args:
         debug: let the traceback through instead.
+        interrupted: what a person should know after Ctrl-C.
     """
     from tokenlabels.errors import ParameterError, TokenLabelsError
 
@@ -93,7 +97,7 @@ def errors_reported(*, debug: bool) -> Iterator[None]:
         ):
             raise
         if isinstance(fault, KeyboardInterrupt):
-            say("interrupted: finished shards are kept, run the same command again to go on.")
+            say(f"interrupted: {interrupted}.")
             raise typer.Exit(INTERRUPTED) from None
         if isinstance(fault, TokenLabelsError):
             say(f"error: {fault}")
@@ -119,7 +123,7 @@ class StderrProgress:
         self._done = 0
         self._since = time.monotonic()
         self._begun: list[tuple[str, float]] = []
-        self._shown = sys.stderr.isatty()
+        self._shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"  # of the ranks of torchrun one draws
 
     def stage(self, name: str, total: int | None = None) -> None:
         """A new stage begins."""

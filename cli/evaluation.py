@@ -10,6 +10,7 @@ import typer
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
 from cli.options import JsonOption, OnErrorName
 from cli.training import (
+    NOTHING_KEPT,
     CompileOption,
     DeviceName,
     DeviceOption,
@@ -65,7 +66,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on labelled images: accuracy beside baselines, lost objects, the whole threshold curve."""
-    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
         from bavit.environment import require_extra
 
         require_extra()
@@ -126,7 +127,7 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Find the threshold that meets a target on labelled images, and store it in the model's config."""
-    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
         from bavit.environment import require_extra
 
         require_extra()
@@ -170,7 +171,7 @@ def predict(
     ] = None,
     threshold: ThresholdOption = None,
     refine: Annotated[
-        int | None, typer.Option("--refine", min=0, help="Steps of refinement [default: the model's, or 3].")
+        int | None, typer.Option("--refine", min=0, help="Steps of refinement [default: the model's].")
     ] = None,
     drop_specks: Annotated[
         int, typer.Option(min=0, help="After refinement, drop components of fewer patches than this.")
@@ -185,7 +186,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Draw which patches a model keeps of any images, and write them as masks."""
-    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
         from bavit.environment import require_extra
 
         require_extra()
@@ -221,9 +222,9 @@ def _place(
     device: DeviceName, precision: PrecisionName, batch_size: int, workers: int | None, *, compile_model: bool = False
 ) -> Any:
     from bavit.background.predict import Place
-    from tokenlabels.threads import cores
+    from bavit.device import default_workers
 
-    decoders = min(8, max(1, cores() - 1)) if workers is None else workers
+    decoders = default_workers() if workers is None else workers
     return Place(device.value, precision.value, batch_size, decoders, compile_model)
 
 

@@ -14,7 +14,7 @@ from cli.options import GridOption, JsonOption, OnErrorName
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bavit.background.train import Task
+    from bavit.background.training_run import Task
     from tokenlabels.reader import Build
 
 DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
@@ -25,6 +25,9 @@ DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
     "Machine",
     "What is written",
 )
+
+
+NOTHING_KEPT = "nothing was written since, run the same command again"
 
 
 class RecipeChoice(StrEnum):
@@ -179,14 +182,15 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a background-aware ViT on the labels of a build."""
-    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
+    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
         from bavit.environment import require_extra
 
         require_extra()
         from bavit.background.interruption import Interrupted
         from bavit.background.run_folder import read_run
         from bavit.background.settings import Settings
-        from bavit.background.train import Task, train
+        from bavit.background.train import train
+        from bavit.background.training_run import Task
         from bavit.device import is_first_rank
         from tokenlabels.reader import open_build
 
@@ -255,10 +259,10 @@ def _task(
     workers: int | None,
     **rest: Any,
 ) -> Task:
+    from bavit.device import default_workers
     from bavit.rows import read_rows
     from bavit.splits import training_splits, validation_splits
     from tokenlabels.reader import open_build
-    from tokenlabels.threads import cores
 
     other = open_build(val) if val else build
     return kind(
@@ -266,7 +270,7 @@ def _task(
         val=read_rows(other, grid=grid, splits=validation_splits(other, val_split, own=val is not None), scores=False),
         images=images,
         val_images=val_images or images,
-        workers=min(8, max(1, cores() - 1)) if workers is None else workers,
+        workers=default_workers() if workers is None else workers,
         **rest,
     )
 

@@ -26,6 +26,7 @@ class TrainingState:
         model: state dict.
         average: state dict of the moving average of weights, or None.
         optimizer: state dict.
+        scaler: state dict of the scale of gradients, empty unless training in fp16.
         epoch: epochs that are done.
         batch: batches of the next one that are done.
         sums: float64 (4,), of these batches: loss, weight, right answers, tokens counted.
@@ -40,6 +41,7 @@ class TrainingState:
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
     optimizer: dict[str, Any]
+    scaler: dict[str, Any]
     epoch: int
     batch: int
     sums: Tensor

@@ -18,8 +18,8 @@ from bavit.visualize import mask_image, panels, save_masks, save_png
 from tokenlabels.errors import OutputError
 from tokenlabels.progress import Progress
 
-DEFAULT_STEPS = 3
-"""Steps of refinement that are drawn where the model has none, as in the paper."""
+SHOWN_STEPS = 3
+"""Steps of refinement that overlays show where none are kept, as in the paper."""
 
 MASKS_FILE = "masks.npz"
 
@@ -30,7 +30,7 @@ class Choice:
 
     Attributes:
         threshold: background probability above which a token is removed; None: the model's.
-        refine_steps: None: the model's, or `DEFAULT_STEPS` where it has none.
+        refine_steps: None: the model's.
         min_patches: after refinement, components of fewer patches are dropped.
         overlays: write `<stem>-overlay.png`: original, kept, refined, and ground truth where there is any.
         masks: write `<stem>-mask.png` of the size of the picture, 255 where it is kept.
@@ -70,8 +70,7 @@ def draw_predictions(
         check_grid(model, truth)
     _make(out)
     threshold = model.threshold if choice.threshold is None else choice.threshold
-    steps = choice.refine_steps if choice.refine_steps is not None else model.refine_steps or DEFAULT_STEPS
-    labels = {} if truth is None else {Path(name).name: row for row, name in enumerate(truth.file_names)}
+    steps = model.refine_steps if choice.refine_steps is None else choice.refine_steps
     names = _names(paths)
     throughput = Throughput()
     background, kept, refined = [], [], []
@@ -80,9 +79,8 @@ def draw_predictions(
         mask = torch.from_numpy(prediction.background <= np.float32(threshold))
         kept.append(mask.numpy())
         refined.append(drop_specks(refine(mask, steps), choice.min_patches).numpy())
-        row = labels.get(prediction.path.name)
-        true = None if row is None or truth is None else truth.labels[row]
-        _write(model, prediction, out / name, choice, kept[-1], refined[-1], true)
+        shown = refined[-1] if steps else drop_specks(refine(mask, SHOWN_STEPS), choice.min_patches).numpy()
+        _write(model, prediction, out / name, choice, (kept[-1], refined[-1], shown), _truth(truth, prediction))
     save_masks(out / MASKS_FILE, np.stack(refined), np.stack(background), names)
     return {
         "images": len(paths),
@@ -115,16 +113,29 @@ def _names(paths: list[Path]) -> list[str]:
     return list(found)
 
 
+def _truth(rows: Rows | None, prediction: Prediction) -> NDArray[np.uint8] | None:
+    """The labels of the one image of that file name and size, or None."""
+    if rows is None:
+        return None
+    found = [
+        row
+        for row, name in enumerate(rows.file_names)
+        if Path(name).name == prediction.path.name
+        and (int(rows.widths[row]), int(rows.heights[row])) == prediction.size
+    ]
+    return rows.labels[found[0]] if len(found) == 1 else None
+
+
 def _write(
     model: BAViT,
     prediction: Prediction,
     stem: Path,
     choice: Choice,
-    kept: NDArray[np.bool_],
-    refined: NDArray[np.bool_],
+    masks: tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]],
     labels: NDArray[np.uint8] | None,
 ) -> None:
+    kept, refined, shown = masks
     if choice.overlays:
-        save_png(panels(prediction.picture, kept, refined, labels), stem.with_name(f"{stem.name}-overlay.png"))
+        save_png(panels(prediction.picture, kept, shown, labels), stem.with_name(f"{stem.name}-overlay.png"))
     if choice.masks:
         save_png(mask_image(refined, model.grid, *prediction.size), stem.with_name(f"{stem.name}-mask.png"))

@@ -155,10 +155,17 @@ def load_vit(model: BAViT, state: dict[str, Tensor], path: Path, shape: tuple[in
         fitted["pos_embed"] = _positions(state["pos_embed"][:, int("cls_token" in state) :], model.shape, shape, path)
         size = list(known["patch_embed.proj.weight"].shape[2:])
         fitted["patch_embed.proj.weight"] = resample_patch_embed(state["patch_embed.proj.weight"], size)
+    strange = [name for name in state if name.startswith(_blocks(model.depth)) and name not in known]
+    if strange:
+        raise TokenLabelsError(f"{path}: has {strange[0]}, which this model has not: its blocks are of another kind.")
     heads = {name: value for name, value in known.items() if name.startswith("head.")}
     fitting = all(name in state and state[name].shape == value.shape for name, value in heads.items())
     fitted |= {name: state[name] for name in heads} if fitting else heads
     load_weights(vit, fitted, path)
+
+
+def _blocks(depth: int) -> tuple[str, ...]:
+    return tuple(f"blocks.{number}." for number in range(depth))
 
 
 def _positions(stored: Tensor, wanted: tuple[int, int], shape: tuple[int, int] | None, path: Path) -> Tensor:

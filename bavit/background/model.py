@@ -209,6 +209,8 @@ class BAViT(
     ) -> BAViT:
         hub = ("revision", "cache_dir", "force_download", "token", "local_files_only")
         known = {name: options.pop(name) for name in hub if name in options}
+        for name in ("proxies", "resume_download"):  # what huggingface_hub before 1.0 hands on
+            options.pop(name, None)
         folder = Path(model_id)
         path = folder / WEIGHTS_FILE if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS_FILE, **known))
         model = cls(**options)

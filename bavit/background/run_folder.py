@@ -39,7 +39,7 @@ def check_claim(folder: Path, *, overwrite: bool) -> None:
     held = [path.name for path in folder.iterdir() if not is_temporary(path.name)] if folder.is_dir() else []
     if held and RUN_FILE not in held:
         raise OutputError(f"{folder}: holds other files ({sorted(held)[0]}): name an empty folder with --out.")
-    if held and not overwrite:
+    if {CHECKPOINT_FILE, WEIGHTS_FILE} & set(held) and not overwrite:  # else there is nothing in it to lose
         raise OutputError(f"{folder}: holds a run: go on with --resume, or use --overwrite or another --out.")
 
 
@@ -51,8 +51,8 @@ def claim(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(folder / name for name in _FILES), *folder.glob("events.out.tfevents.*")):
+            path.unlink(missing_ok=True)
         clear_temporaries(folder)
     except OSError as fault:
         raise OutputError(f"{folder}: cannot be written ({fault.strerror}): name another --out.") from None
@@ -106,6 +106,33 @@ def write_run(folder: Path, content: Mapping[str, Any]) -> None:
 def write_metrics(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Write `metrics.jsonl`, one record a line."""
     write_atomically(folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in history).encode())
+
+
+def data_facts(rows: Rows, images: Path | None) -> dict[str, Any]:
+    """What `run.json` says of the rows that a run is trained or validated on."""
+    header = rows.header
+    return {
+        "build": str(rows.folder),
+        "images_folder": None if images is None else str(images),
+        "splits": list(dict.fromkeys(rows.splits)),
+        "images": len(rows),
+        "grid": header.grid,
+        "rule": header.rule,
+        "tau": header.tau,
+    }
+
+
+def doubts(train: Rows, val: Rows) -> list[str]:
+    """What a person should know of two sets before believing figures of the second."""
+    found = []
+    seen = set(zip(train.file_names, train.widths.tolist(), train.heights.tolist(), strict=True))
+    shared = sum(key in seen for key in zip(val.file_names, val.widths.tolist(), val.heights.tolist(), strict=True))
+    if shared:
+        found.append(f"{shared} of {len(val)} images to validate on are trained on, too: figures flatter the model.")
+    if train.header.spec != val.header.spec:
+        rules = [f"{rows.header.rule}, tau {rows.header.tau:g}" for rows in (train, val)]
+        found.append(f"the labels follow different rules: {rules[0]} to train on, {rules[1]} to validate on.")
+    return found
 
 
 def data_digest(rows: Sequence[Rows]) -> str:

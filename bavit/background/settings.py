@@ -138,6 +138,7 @@ class Settings:
             ("--epochs", self.epochs, 1, 1_000_000),
             ("--batch-size", self.batch_size, 1, 1_000_000),
             ("--depth", self.depth, 1, 100),
+            ("--width", self.width, 8, 100_000),
             ("--seed", self.seed, 0, 2**32 - 1),
             ("--lr", used.lr, 0, 10),
             ("--weight-decay", used.weight_decay, 0, 10),
@@ -146,6 +147,8 @@ class Settings:
         ):
             if not low <= value <= high:
                 raise ParameterError(f"{name} {value:g} is out of range: it is {low:g} to {high:g}.")
+        if used.optimizer == "adam" and used.weight_decay:
+            raise ParameterError(f"--weight-decay {used.weight_decay:g}: the recipe {self.recipe} has none.")
         for option, word, words in (
             ("precision", self.precision, get_args(Precision)),
             ("class-weights", self.class_weights, get_args(Weights)),

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 import tokenlabels
 from bavit import BAViT
-from bavit.background import train as package
+from bavit.background import training_run as package
 from bavit.background.checkpoint import load_checkpoint
 from bavit.background.interruption import Interrupted
+from bavit.background.label_counts import balanced_weights
 from bavit.background.loss import loss_sums
 from bavit.background.settings import Settings
-from bavit.background.train import DivergedError, Task, balanced_weights, train
+from bavit.background.train import train
+from bavit.background.training_run import DivergedError, Task
 from bavit.pictures import PictureError
 from bavit.rows import Rows, read_rows
 from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError

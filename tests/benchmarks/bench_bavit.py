@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 import tokenlabels
 from bavit.background.predict import Place
 from bavit.background.settings import Settings
-from bavit.background.train import Task, TrainingRun, new_model
+from bavit.background.training_run import Task, TrainingRun, new_model
 from bavit.data import Batch, BatchOrder, ShardImages, loader
 from bavit.device import make_fabric, pick_device, pick_precision
 from bavit.rows import Rows, read_rows
