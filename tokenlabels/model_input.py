@@ -35,7 +35,8 @@ def model_input(
         pad_to_patches: with native, which does not resize, pad right and bottom to whole patches.
 
     Returns:
-        RGB, bicubic with antialiasing; letterbox places the picture at real-valued offsets, as the grid has it.
+        RGB, bicubic with antialiasing; letterbox places the picture at real-valued offsets, as the grid has it, but for
+        slivers whose padding would have more than `MAX_PIXELS`: those lie on whole pixels.
     """
     return _resized(picture.convert("RGB"), grid, size, Image.Resampling.BICUBIC, PAD_COLOUR, pad_to_patches)
 
@@ -63,6 +64,10 @@ def _resized(
     if grid.resize != "letterbox":
         return picture.resize((input_w, input_h), filtering)
     scale = min(input_h / height, input_w / width)
+    if max(input_h / scale, height) * max(input_w / scale, width) > MAX_PIXELS:  # a sliver: padding it first is a bomb
+        content = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))), filtering)
+        place = (input_w - content.width) // 2, (input_h - content.height) // 2
+        return _pasted(content, (input_w, input_h), place, fill)
     left, top = (input_w / scale - width) / 2, (input_h / scale - height) / 2  # padding in source pixels
     before = math.ceil(left), math.ceil(top)
     padded = _pasted(picture, (width + 2 * before[0], height + 2 * before[1]), before, fill)

@@ -254,9 +254,7 @@ class TrainingRun:
     def _check_weights(self) -> None:
         """The loss may be finite while its gradients are not: nothing is stored before the weights were looked at."""
         if not all(bool(value.isfinite().all()) for value in self.plain.parameters()):
-            raise DivergedError(
-                f"weights are not finite after step {self.steps - 1} ({self.where()}): {self._advice()}"
-            )
+            raise DivergedError(f"weights are not finite at step {self.steps - 1} ({self.where()}): {self._advice()}")
 
     def _advice(self) -> str:
         return f"{self.out} keeps the last good checkpoint and model; use a lower --lr, --clip 1, or --precision 32."

@@ -12,6 +12,7 @@ from PIL import Image
 
 import tokenlabels
 from bavit.augment import Augmentation, Window, colour_matrix, crop_labels, crop_picture, random_window
+from bavit.data import ShardImages
 from bavit.rows import read_rows
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
@@ -128,13 +129,15 @@ def test_crops_of_labels_of_masks_are_refused(sample_root: Path, tmp_path: Path)
 
 
 def test_crops_of_letterboxed_inputs_are_refused(sample_root: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"resize": "letterbox", "embed_images": True, "embed_size": 384}
-    try:
-        build = tokenlabels.build("coco", root=sample_root, out=tmp_path / "out", split="val", **options)
-    except ParameterError:
-        build = tokenlabels.build("coco", root=sample_root, out=tmp_path / "out", split="val", resize="letterbox")
+    options: dict[str, Any] = {"resize": "letterbox", "image_size": 96, "embed_images": True, "embed_size": 96}
+    rows = read_rows(
+        tokenlabels.build("coco", root=sample_root, out=tmp_path / "out", split="val", **options), scores=False
+    )
     with pytest.raises(ParameterError, match="use --crop 1"):
-        Augmentation(crop=0.5).check(read_rows(build, scores=False), resized=True)
+        ShardImages(rows, None, Augmentation(crop=0.5))
+    sample = ShardImages(rows, None, Augmentation(crop=1.0))[0, 0]
+    assert sample.pixels.shape == (96, 96, 3)
+    assert sample.fault is None
 
 
 @pytest.mark.parametrize("options", [{"crop": 0.0}, {"crop": 1.1}, {"colour": -0.1}, {"colour": 2.0}])

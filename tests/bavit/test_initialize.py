@@ -51,7 +51,8 @@ def test_scratch_positions_tell_row_and_column() -> None:
     assert (torch.cdist(flat, flat) + torch.eye(35) > 0.1).all()
 
 
-def test_scratch_is_the_same_for_the_same_seed() -> None:
+def test_scratch_is_the_same_for_the_same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initialize, "_PATCHES", 40)  # of 64
     states = []
     for seed in (1, 1, 2):
         model = model_of()
@@ -60,6 +61,7 @@ def test_scratch_is_the_same_for_the_same_seed() -> None:
         with torch.inference_mode():
             states.append(model(torch.ones(1, 3, 64, 64)))
     assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

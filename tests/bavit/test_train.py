@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def equal(one: Any, other: Any) -> bool:
+    """Nested dictionaries and lists of tensors and numbers, bit by bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
 def same(one: Path, other: Path) -> bool:
     """Weights, optimizer and figures of two runs, bit by bit; times aside."""
     first, second = load_checkpoint(one), load_checkpoint(other)
@@ -64,7 +77,7 @@ def same(one: Path, other: Path) -> bool:
         weights(one).keys() == weights(other).keys()
         and all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
         and all(torch.equal(value, second.model[name]) for name, value in first.model.items())
-        and str(first.optimizer) == str(second.optimizer)
+        and equal(first.optimizer, second.optimizer)
         and figures[0] == figures[1]
         and torch.equal(first.sums, second.sums)
     )
@@ -184,6 +197,22 @@ def test_a_loss_that_is_not_finite_ends_it(task: Task, monkeypatch: pytest.Monke
     assert len(load_checkpoint(task.out).history) == 2
 
 
+def test_gradients_that_are_not_finite_in_the_last_step(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is finite, the weights are not: neither model nor checkpoint is overwritten."""
+    real = package.TrainingRun.step
+
+    def step(run: package.TrainingRun, batch: Any) -> None:
+        real(run, batch)
+        if run.state.epoch == 1 and run.state.batch == run.order.batches:
+            run.plain.vit.get_parameter("head.weight").data[0, 0] = float("inf")
+
+    monkeypatch.setattr(package.TrainingRun, "step", step)
+    with pytest.raises(DivergedError, match=r"weights are not finite at step 5 \(epoch 2"):
+        train(task, Settings.make(**TINY), TINY, Silent())
+    assert load_checkpoint(task.out).epoch == 1
+    assert all(value.isfinite().all() for value in weights(task.out).values())
+
+
 def test_a_loss_that_is_not_finite_at_the_very_end(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "loss_sums", diverging_after(5))
     with pytest.raises(DivergedError, match="step 5"):
@@ -207,6 +236,83 @@ def test_a_damaged_picture_is_named_or_left_out(task: Task, sample_root: Path, t
         changed(outside, out=tmp_path / "skip"), Settings.make(**TINY | {"epochs": 5, "on_error": "skip"}), {}, Silent()
     )
     assert 3 <= found["skipped"] <= 5
+
+
+def test_no_usable_picture_at_all_is_no_training(task: Task, tmp_path: Path) -> None:
+    train(task, Settings.make(**TINY | {"epochs": 1}), {}, Silent())
+    (tmp_path / "nothing").mkdir()
+    outside = changed(task, images=tmp_path / "nothing", val_images=tmp_path / "nothing", out=tmp_path / "other")
+    for init in ("none", str(task.out)):
+        settings = Settings.make(**TINY | {"on_error": "skip", "init": init})
+        with pytest.raises(PictureError, match=r"could be (used|read)"):
+            train(outside, settings, {}, Silent())
+    with pytest.raises(PictureError, match="no picture to validate on"):
+        train(changed(outside, images=None), settings, {}, Silent())
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_doubtful_validation_is_told(task: Task, sample_root: Path, tmp_path: Path) -> None:
+    other = tokenlabels.build("coco", root=sample_root, out=tmp_path / "o", image_size=96, embed_images=True, tau=0.2)
+    told = Notes()
+    rows = read_rows(other, splits=["train"], scores=False)
+    train(changed(task, val=rows), Settings.make(**TINY | {"epochs": 1}), {}, told)
+    assert any("13 of 13 images to validate on are trained on" in text for text in told.texts)
+    assert any("different rules: overlap, tau 0.5 to train on, overlap, tau 0.2" in text for text in told.texts)
+    quiet = Notes()
+    train(changed(task, out=tmp_path / "p"), Settings.make(**TINY | {"epochs": 1}), {}, quiet)
+    assert len(quiet.texts) == 2  # what the model is, and the epoch
+
+
+def test_tensorboard_is_asked_for_before_anything_is_deleted(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = Settings.make(**TINY | {"epochs": 1})
+    train(task, quick, {}, Silent())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ParameterError, match="pip install tensorboard"):
+        train(changed(task, overwrite=True, tensorboard=True), quick, {}, Silent())
+    assert (task.out / "model.safetensors").exists()
+
+
+def test_tensorboard_is_told_every_figure(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in, for the package is no dependency."""
+    told: list[tuple[str, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None: ...
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            told.append((name, step))
+
+        def flush(self) -> None:
+            told.append(("flush", 0))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    found = train(changed(task, tensorboard=True), Settings.make(**TINY), {}, Silent())
+    assert {(name, 6) for name in found} <= set(told)
+    assert told[-1] == ("flush", 0)
+
+
+def test_a_run_killed_before_its_first_epoch_may_be_begun_again(task: Task) -> None:
+    task.out.mkdir()
+    (task.out / "run.json").write_text("{}")
+    train(task, Settings.make(**TINY | {"epochs": 1}), {}, Silent())
+
+
+@pytest.mark.slow
+def test_compiled_it_learns_the_same(task: Task, tmp_path: Path) -> None:
+    quick = TINY | {"epochs": 1}
+    plain = train(task, Settings.make(**quick), {}, Silent())
+    compiled = train(changed(task, out=tmp_path / "c"), Settings.make(**quick | {"compile": True}), {}, Silent())
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-3)
+    assert BAViT.from_pretrained(tmp_path / "c").config == BAViT.from_pretrained(task.out).config
 
 
 def test_class_weights_are_those_of_the_statistics(build: Build, task: Task) -> None:
@@ -310,6 +416,9 @@ def test_mixed_grids(task: Task, sample_root: Path, tmp_path: Path) -> None:
         {"class_weights": "both"},
         {"depth": 0},
         {"crop": 0.0},
+        {"width": 0},
+        {"width": -64},
+        {"recipe": "paper", "weight_decay": 0.1},
         {"seed": -1},
     ],
 )

@@ -591,3 +591,13 @@ def test_datasets_opens_pictures_and_masks(options: dict[str, Any], voc: Path, t
         expected = [384, 384] if options else [row["width"], row["height"]]
         assert picture == expected
         assert mask == (None if row["mask"] is None else expected)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_sliver_is_letterboxed_without_its_padding_being_made(size: tuple[int, int]) -> None:
+    """60,000 pixels; padded before it is scaled it would be a picture of 3,600,000,000."""
+    found = model_input(Image.new("RGB", size, (255, 0, 0)), PatchGrid.parse(16, 64, "letterbox"))
+    assert found.size == (64, 64)
+    red = np.asarray(found)[:, :, 0] == 255
+    assert red.sum() == 64
+    assert red.any(axis=0 if size[0] == 1 else 1).sum() == 1
