@@ -21,7 +21,7 @@ from tokenlabels.sources.paths import is_inside
 CACHED_BYTES = 256 << 20
 """Embedded pictures that a process holds, as they are in the shard; at least one row group is."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is opened, whatever a file is called: other decoders of Pillow start other programs."""
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, struct.error, zlib.error)

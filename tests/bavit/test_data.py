@@ -14,7 +14,7 @@ from PIL import Image
 import tokenlabels
 from bavit.augment import Augmentation
 from bavit.data import BatchOrder, ShardImages, collate, epoch_order, loader
-from bavit.pictures import PictureReader
+from bavit.pictures import PictureError, PictureReader, open_picture
 from bavit.rows import read_rows
 from tokenlabels.errors import NotABuildError, ParameterError, TokenLabelsError
 from tokenlabels.model_input import model_input
@@ -245,3 +245,19 @@ def test_a_truncated_shard_is_named(embedded: Build, tmp_path: Path, keep: int) 
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(NotABuildError, match=path.name):
         read_rows(build, scores=False)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif", ".gif"])
+def test_every_usual_format_is_opened(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(path)
+    picture = open_picture(path, "x", (40, 30))
+    assert picture.mode == "RGB"
+    assert abs(picture.getpixel((20, 15))[0] - 200) < 8  # type: ignore[index]
+
+
+def test_formats_that_start_programs_are_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    with pytest.raises(PictureError, match="cannot be read as an image"):
+        open_picture(path, "x")
