@@ -17,7 +17,8 @@ from tokenlabels.annotations import Records
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.model_input import model_input
-from tokenlabels.rules import RuleSpec
+from tokenlabels.reader import Build
+from tokenlabels.rules import RULES, RuleSpec
 
 CROP_PROBABILITY = 0.8
 _LOG_ASPECT = math.log(4 / 3)
@@ -62,6 +63,16 @@ class Augmentation:
             raise ParameterError(
                 f"{rows.folder} embeds letterboxed model inputs (--embed-size), of which no crop is made: use --crop 1."
             )
+
+
+def no_crops(build: Build) -> str | None:
+    """Why no crop can be made of the pictures of a build, or None."""
+    parameters = build.manifest["parameters"]
+    if RULES[parameters["rule"]].reads_masks:
+        return f"{build.path} has labels of masks, which cannot be made again for them"
+    if parameters.get("embed_size") and any(grid.resize != "squash" for grid in build.grids.values()):
+        return f"{build.path} embeds letterboxed model inputs"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,15 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric import Fabric
 
 from tokenlabels.errors import ParameterError
 from tokenlabels.threads import cores
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -58,6 +61,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
     Raises:
         ParameterError: a device or precision that is not to be had here.
     """
+    from lightning.fabric import Fabric  # which takes seconds to load, and only training needs
+
     kind = pick_device(device)
     world = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1

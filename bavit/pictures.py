@@ -9,6 +9,7 @@ import zlib
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -109,6 +110,15 @@ class PictureReader:
         return contents
 
 
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A picture as RGB; Pillow alone would clip 16 bits to 8."""
+    if image.mode in ("I", "F"):
+        raise PictureError(f"{name}: has pixels of 32 bits, whose range is unknown: store it with 8 or 16 bits.")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def open_picture(
     source: Path | io.BytesIO,
     name: str,
@@ -140,7 +150,7 @@ def open_picture(
                     raise PictureError(f"{name}: has more than {MAX_PIXELS} pixels: not opened.")
                 if at_least:
                     image.draft("RGB", at_least)
-                return image.convert("RGB")
+                return _as_rgb(image, name)
     except Image.DecompressionBombError:
         raise PictureError(f"{name}: claims an absurd number of pixels: not opened.") from None
     except _UNREADABLE as fault:

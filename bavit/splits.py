@@ -15,7 +15,9 @@ def training_splits(build: Build, named: Sequence[str] | None) -> list[str]:
         ParameterError: nothing says which.
     """
     found = [split for split in _of(build, "train") if not split.startswith("trainval")]
-    return list(named or found or _of(build, "trainval") or _only(build, "--train-split", "to train on"))
+    return list(
+        dict.fromkeys(named or ()) or found or _of(build, "trainval") or _only(build, "--train-split", "to train on")
+    )
 
 
 def validation_splits(build: Build, named: Sequence[str] | None, *, own: bool) -> list[str]:
@@ -29,7 +31,7 @@ def validation_splits(build: Build, named: Sequence[str] | None, *, own: bool) -
     Raises:
         ParameterError: nothing says which.
     """
-    found = list(named or _of(build, "val"))
+    found = list(dict.fromkeys(named or ()) or _of(build, "val"))
     if not found and not own:
         have = ", ".join(build.splits)
         raise ParameterError(
@@ -41,7 +43,7 @@ def validation_splits(build: Build, named: Sequence[str] | None, *, own: bool) -
 
 def evaluation_splits(build: Build, named: Sequence[str] | None) -> list[str]:
     """The splits named, else those that begin with `val`, else all."""
-    return list(named or _of(build, "val") or build.splits)
+    return list(dict.fromkeys(named or ()) or _of(build, "val") or build.splits)
 
 
 def _of(build: Build, prefix: str) -> list[str]:

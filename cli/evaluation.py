@@ -40,7 +40,7 @@ ThresholdOption = Annotated[
     typer.Option(help="Remove tokens of a greater background probability [default: the model's].", min=0, max=1),
 ]
 RefineOption = Annotated[
-    int | None, typer.Option("--refine", min=0, help="Steps of refinement [default: the model's].")
+    int | None, typer.Option("--refine", min=0, max=1000, help="Steps of refinement [default: the model's].")
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel="Machine")]
 PlainPrecision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic.", rich_help_panel="Machine")]
@@ -76,7 +76,11 @@ def evaluate(
         from bavit.background.curves import draw_evaluation
         from bavit.background.model import load_model
         from bavit.background.page import write_evaluation_page
+        from tokenlabels.report import check_places
 
+        for path in (html, png):
+            if path is not None:
+                check_places(path, None)
         progress.stage("loading")
         model = load_model(run)
         rows = _rows(model, shards, split)
@@ -94,8 +98,9 @@ def evaluate(
         progress.stop()
         skipped = len(rows) - len(kept)
         if as_json:
-            print_json(msgspec.to_builtins(found) | {"skipped": skipped})
+            print_json(msgspec.to_builtins(found) | {"skipped": skipped, "splits": list(dict.fromkeys(rows.splits))})
             return
+        print_line(f"{shards}: {', '.join(dict.fromkeys(rows.splits))}")
         for table in (_overview(found, skipped), _refinement(found), _groups(found)):
             print_table(table)
         for path in (html, png):
@@ -171,7 +176,7 @@ def predict(
     ] = None,
     threshold: ThresholdOption = None,
     refine: Annotated[
-        int | None, typer.Option("--refine", min=0, help="Steps of refinement [default: the model's].")
+        int | None, typer.Option("--refine", min=0, max=1000, help="Steps of refinement [default: the model's].")
     ] = None,
     drop_specks: Annotated[
         int, typer.Option(min=0, help="After refinement, drop components of fewer patches than this.")

@@ -27,7 +27,7 @@ DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
 )
 
 
-NOTHING_KEPT = "nothing was written since, run the same command again"
+NOTHING_KEPT = "this command had nothing to keep, run it again"
 
 
 class RecipeChoice(StrEnum):
@@ -186,6 +186,7 @@ def train(
         from bavit.environment import require_extra
 
         require_extra()
+        from bavit.augment import no_crops
         from bavit.background.interruption import Interrupted
         from bavit.background.run_folder import read_run
         from bavit.background.settings import Settings
@@ -223,6 +224,10 @@ def train(
         if settings.optimization.soft_targets and not build.manifest["parameters"]["scores"] and not soft_targets:
             settings = settings.without_scores()
             progress.note(f"{shards} has no scores (--no-scores): the labels are learned instead.")
+        cannot_crop = no_crops(build)
+        if settings.optimization.augmentation.crop < 1 and crop is None and cannot_crop:
+            settings = settings.without_crops()
+            progress.note(f"no random crops: {cannot_crop}.")
         progress.stage("reading shards")
         task = _task(
             Task, build, val, train_split, val_split, grid, images, val_images, settings.optimization.soft_targets,
@@ -280,5 +285,5 @@ def _table(found: dict[str, float]) -> Table:
 
     table = Table("after the last epoch", "")
     for name, value in found.items():
-        table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+        table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
     return table

@@ -16,6 +16,9 @@ from tokenlabels.shards import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _FORMAT = 1
+_DAMAGED = (
+    OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -80,7 +83,16 @@ def load_checkpoint(folder: Path) -> TrainingState:
         return TrainingState(**found)
     except TokenLabelsError:
         raise
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError):
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ):
         raise TokenLabelsError(
             f"{path}: is damaged or no checkpoint of bavit: train anew with --overwrite, or fetch it again."
         ) from None

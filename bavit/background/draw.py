@@ -68,7 +68,7 @@ def draw_predictions(
     """
     if truth is not None:
         check_grid(model, truth)
-    _make(out)
+    _make(out, paths)
     threshold = model.threshold if choice.threshold is None else choice.threshold
     steps = model.refine_steps if choice.refine_steps is None else choice.refine_steps
     names = _names(paths)
@@ -94,7 +94,9 @@ def draw_predictions(
     }
 
 
-def _make(out: Path) -> None:
+def _make(out: Path, paths: list[Path]) -> None:
+    if any(path.resolve().parent == out.resolve() for path in paths):
+        raise OutputError(f"{out}: holds pictures to predict, which results might replace: name another --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,8 +27,10 @@ from tokenlabels.shards import write_atomically
 
 Picture: TypeAlias = Image.Image | Tensor
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 HALF = (0.5, 0.5, 0.5)
+MAX_REFINE_STEPS = 1000
 
 
 class BAViT(
@@ -89,6 +92,11 @@ class BAViT(
         heads = heads or max(1, width // 64)
         if depth < 1 or width % heads or (width // heads) % 2:
             raise ParameterError(f"a ViT of depth {depth}, width {width} and {heads} heads cannot be made.")
+        fine = 0 <= threshold <= 1 and 0 <= refine_steps <= MAX_REFINE_STEPS
+        if not fine or len(mean) != 3 or len(std) != 3 or not all(0 < value < 1e6 for value in std):
+            raise ParameterError(
+                f"threshold {threshold}, refine_steps {refine_steps}, mean {mean} or std {std} is out of range."
+            )
         self.shape = shape
         self.depth, self.width, self.heads = depth, width, heads
         self.threshold, self.refine_steps, self.calibration = threshold, refine_steps, calibration
@@ -229,6 +237,8 @@ def load_model(name: str | Path) -> BAViT:
     """
     folder = Path(name)
     local = folder.exists()
+    if not local and not _HUB_ID.fullmatch(str(name)):
+        raise TokenLabelsError(f"{name}: no such folder, and no OWNER/NAME of the Hugging Face hub: name a bavit run.")
     if local and not folder.is_dir():
         raise TokenLabelsError(f"{folder}: is a file: name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}.")
     if local:
@@ -238,6 +248,8 @@ def load_model(name: str | Path) -> BAViT:
         _check_config(folder / CONFIG_FILE)
     try:
         return BAViT.from_pretrained(str(name))
+    except ParameterError as fault:
+        raise TokenLabelsError(f"{folder / CONFIG_FILE}: does not describe a BAViT ({fault})") from None
     except TokenLabelsError:
         raise
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
@@ -245,7 +257,7 @@ def load_model(name: str | Path) -> BAViT:
             f"{name}: no such folder, and no model of that name could be fetched from the Hugging Face hub "
             f"({type(fault).__name__}): name the folder of a bavit run."
         ) from None
-    except (TypeError, ValueError, AttributeError) as fault:
+    except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as fault:
         reason = str(fault).partition("\n")[0]
         raise TokenLabelsError(f"{folder / CONFIG_FILE}: does not describe a BAViT ({reason}).") from None
 

@@ -183,6 +183,8 @@ def predict_files(
         started = time.perf_counter()
         background = run(pixels).cpu().numpy()
         ended = time.perf_counter()
+        if not np.isfinite(background).all():
+            raise TokenLabelsError(f"{some[0]}: the model answers with what is no number: its weights are damaged.")
         throughput.images += len(some)
         throughput.model_seconds += ended - started
         throughput.seconds += ended - started + (decoded - begun)
@@ -202,7 +204,7 @@ def picture_files(given: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            found += sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file())
         elif path.is_file():
             found.append(path)
         else:

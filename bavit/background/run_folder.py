@@ -89,13 +89,22 @@ def check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any
     Raises:
         OutputError: they differ; says where.
     """
+    before, now = _flat(stored), _flat(wanted)
     differences = [
-        f"{name} was {stored.get(name)!r}, now {wanted.get(name)!r}"
-        for name in sorted(stored.keys() | wanted.keys())
-        if stored.get(name) != wanted.get(name)
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}" if name != "data" else "the images or labels differ"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
     if differences:
         raise OutputError(f"{folder}: holds a run with other settings ({'; '.join(differences)}): name another --out.")
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings within settings by their own names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def write_run(folder: Path, content: Mapping[str, Any]) -> None:

@@ -161,6 +161,11 @@ class Settings:
         """The same for labels that were built without scores."""
         return replace(self, optimization=replace(self.optimization, soft_targets=False))
 
+    def without_crops(self) -> Settings:
+        """The same for labels that cannot be made again for a crop."""
+        plain = replace(self.optimization.augmentation, crop=1.0)
+        return replace(self, optimization=replace(self.optimization, augmentation=plain))
+
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return asdict(self)

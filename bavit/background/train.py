@@ -14,6 +14,7 @@ from bavit.background.training_run import Task, TrainingRun
 from bavit.device import make_fabric
 from tokenlabels.errors import ParameterError
 from tokenlabels.progress import Progress
+from tokenlabels.stats_shards import IGNORE
 
 
 def train(task: Task, settings: Settings, given: dict[str, Any], progress: Progress) -> dict[str, float]:
@@ -57,6 +58,8 @@ def _check(task: Task, settings: Settings) -> None:
         if not len(rows):
             splits = ", ".join(dict.fromkeys(group.split for group in rows.groups))
             raise ParameterError(f"{rows.folder} holds no rows to {what} (split {splits}): name another split.")
+        if (rows.labels == IGNORE).all():
+            raise ParameterError(f"{rows.folder}: every patch to {what} is ignored (255): name another split.")
     if task.train.grid != task.val.grid:
         raise ParameterError(
             f"{task.train.folder} has the grid {task.train.header.grid}, {task.val.folder} has "

@@ -257,7 +257,8 @@ class TrainingRun:
             raise DivergedError(f"weights are not finite at step {self.steps - 1} ({self.where()}): {self._advice()}")
 
     def _advice(self) -> str:
-        return f"{self.out} keeps the last good checkpoint and model; use a lower --lr, --clip 1, or --precision 32."
+        kept = "keeps the last good checkpoint and model" if self.state.epoch else "holds no model yet"
+        return f"{self.out} {kept}; use a lower --lr, --clip 1, or --precision 32."
 
     def _average(self) -> None:
         if self.average is None:

@@ -261,3 +261,13 @@ def test_formats_that_start_programs_are_not_opened(tmp_path: Path) -> None:
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     with pytest.raises(PictureError, match="cannot be read as an image"):
         open_picture(path, "x")
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(8, 0)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    found = np.asarray(open_picture(tmp_path / "deep.png", "x"))
+    assert np.abs(found[:, :, 0].astype(int) - ramp // 257).max() <= 1
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(PictureError, match="32 bits"):
+        open_picture(tmp_path / "float.tif", "x")

@@ -151,9 +151,13 @@ def _truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _other_shape(folder: Path) -> None:
+def _config(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_bytes())
-    (folder / "config.json").write_text(json.dumps(config | {"width": 128}))
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def _other_shape(folder: Path) -> None:
+    _config(folder, width=128)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,11 @@ def _other_shape(folder: Path) -> None:
         (_other_shape, "has shape"),
         (lambda folder: (folder / "config.json").write_text("{"), "no JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not the config of a BAViT"),
+        (lambda folder: _config(folder, threshold=5), "config.json: does not describe a BAViT"),
+        (lambda folder: _config(folder, threshold="0.5"), "config.json: does not describe a BAViT"),
+        (lambda folder: _config(folder, refine_steps=10**9), "config.json: does not describe a BAViT"),
+        (lambda folder: _config(folder, std=[0, 1, 1]), "config.json: does not describe a BAViT"),
+        (lambda folder: _config(folder, image_size=[100, 3]), "config.json: does not describe a BAViT"),
         (lambda folder: (folder / "config.json").unlink(), "no such file"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no such file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot be read"),

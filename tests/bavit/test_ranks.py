@@ -16,7 +16,7 @@ import tokenlabels
 pytestmark = pytest.mark.slow
 
 OPTIONS = (
-    *("--init", "none", "--depth", "1", "--width", "64", "--batch-size", "2", "--epochs", "3", "--precision", "32"),
+    *("--init", "none", "--depth", "1", "--width", "64", "--batch-size", "2", "--epochs", "2", "--precision", "32"),
     *("--device", "cpu", "--workers", "0", "--class-weights", "balanced"),
 )
 
@@ -40,7 +40,7 @@ def test_two_ranks_train_as_one(sample_root: Path, tmp_path: Path) -> None:
     tokenlabels.build("coco", root=sample_root, out=labels, image_size=96, embed_images=True, crowd="ignore")
     assert tokenlabels.open(labels).manifest["splits"]["val"]["images"] % 2 == 1  # one rank has fewer to validate on
     one, two = run(1, labels, tmp_path / "one"), run(2, labels, tmp_path / "two")
-    assert len(one) == len(two) == 3
+    assert len(one) == len(two) == 2
     for alone, together in zip(one, two, strict=True):
         for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "lr", "step"):
             assert together[name] == pytest.approx(alone[name], abs=2e-3), name

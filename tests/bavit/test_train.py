@@ -329,7 +329,7 @@ def test_other_settings_or_data_do_not_resume(task: Task, sample_root: Path, tmp
     relabelled = tokenlabels.build(
         "coco", root=sample_root, out=tmp_path / "o", image_size=96, embed_images=True, tau=0.2
     )
-    with pytest.raises(OutputError, match="data was"):
+    with pytest.raises(OutputError, match="images or labels differ"):
         train(changed(again, train=read_rows(relabelled, splits=["train"], scores=True)), Settings.make(**TINY), TINY,
               Silent())  # fmt: skip
 

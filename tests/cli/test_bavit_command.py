@@ -268,7 +268,7 @@ def whole(labels: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(
     labels: Build, whole: Path, tmp_path: Path, number: int
 ) -> None:
@@ -298,3 +298,22 @@ def test_the_extra_is_named_where_it_is_missing(bavit: Invoke, labels: Build, mo
     result = bavit("train", labels.path)
     assert result.exit_code == 1
     one_error_line(result.stderr, "no-such-package", "tokenlabels[bavit]")
+
+
+def test_labels_of_masks_train_without_crops(bavit: Invoke, sample_root: Path, tmp_path: Path) -> None:
+    labels = tokenlabels.build(
+        "coco", root=sample_root, out=tmp_path / "labels", image_size=96, embed_images=True, rule="pixel-ratio"
+    )
+    result = fine(bavit("train", labels.path, "--out", tmp_path / "run", *TINY, "--epochs", 1, "--workers", 0))
+    assert "no random crops" in result.stderr
+    refused = bavit("train", labels.path, "--out", tmp_path / "other", *TINY, "--crop", 0.5)
+    assert refused.exit_code == 2
+    one_error_line(refused.stderr, "use --crop 1")
+
+
+def test_predict_does_not_write_among_its_pictures(bavit: Invoke, run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "x.png")
+    result = bavit("predict", run, tmp_path, "--out", tmp_path)
+    assert result.exit_code == 1
+    one_error_line(result.stderr, "holds pictures")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
