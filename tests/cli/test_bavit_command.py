@@ -221,6 +221,7 @@ def test_faults_are_one_sentence(
     words: tuple[str, ...], named: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
     places = {"run": run, "labels": labels.path, "nowhere": tmp_path / "nowhere", "empty": tmp_path / "empty",
               "file": tmp_path / "file.jpg", "picture": tmp_path / "p.png"}  # fmt: skip
     places["empty"].mkdir()
