@@ -93,7 +93,9 @@ def read_pickled(path: Path, allowed: Sequence[type] = ()) -> object:
         raise TokenLabelsError(f"{path}: cannot be read as weights alone (cut short, or it holds more).") from None
 
 
-def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, *, strict: bool = True) -> None:
+def load_weights(
+    module: nn.Module, state: dict[str, Tensor], path: Path, *, strict: bool = True, assign: bool = False
+) -> None:
     """Load a state dict that must fit.
 
     Args:
@@ -101,6 +103,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, *, str
         state: name -> tensor.
         path: where they are from, for errors.
         strict: every tensor must be there, and no other.
+        assign: take the tensors themselves, as a module on the device `meta` needs it, rather than copy them.
 
     Raises:
         TokenLabelsError: a tensor is missing, unknown, or of another shape.
@@ -116,4 +119,4 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, *, str
     if strict and (missing or unknown):
         what = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which this model has not"
         raise TokenLabelsError(f"{path}: {what}: it is another model's.")
-    module.load_state_dict(state, strict=strict)
+    module.load_state_dict(state, strict=strict, assign=assign)
