@@ -91,7 +91,7 @@ def _topk(qkv: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _slices(qkv: Tensor, lengths: Sequence[int]) -> Tensor:
-    return torch.cat([_dense(image[None])[0] for image in qkv.split(tuple(lengths))])
+    return torch.cat([_dense(image[None])[0] for image in torch.split(qkv, list(lengths))])
 
 
 def _varlen(qkv: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -121,13 +121,13 @@ def _padded(qkv: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _bucketed(qkv: Tensor, lengths: Sequence[int]) -> Tensor:
-    images = qkv.split(tuple(lengths))
+    images = torch.split(qkv, list(lengths))
     found: list[Tensor] = list(images)
     for bucket in _buckets(lengths):
         sizes = [lengths[index] for index in bucket]
         kernel = _topk if len(set(sizes)) == 1 else _padded
         attended = kernel(torch.cat([images[index] for index in bucket]), sizes)
-        for index, image in zip(bucket, attended.split(sizes), strict=True):
+        for index, image in zip(bucket, torch.split(attended, sizes), strict=True):
             found[index] = image
     return torch.cat(found)
 
@@ -144,7 +144,7 @@ def _buckets(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _dense(qkv: Tensor, keys: Tensor | None = None) -> Tensor:
-    """(batch, n, 3, heads, head_dim) -> (batch, n, heads, head_dim); `keys` bool that broadcasts to (b, heads, n, n)."""
+    """(b, n, 3, heads, head_dim) -> (b, n, heads, head_dim); `keys` is bool and broadcasts to (b, heads, n, n)."""
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return scaled_dot_product_attention(query, key, value, attn_mask=keys).transpose(1, 2)
 

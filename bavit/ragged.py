@@ -45,12 +45,12 @@ class RaggedTokens:
         Args:
             chosen: bool (total,).
         """
-        counts = [int(part.sum()) for part in chosen.cpu().split(self.lengths)]
+        counts = [int(part.sum()) for part in torch.split(chosen.cpu(), list(self.lengths))]
         return RaggedTokens(self.values[chosen], tuple(counts))
 
     def images(self) -> tuple[Tensor, ...]:
         """Views (tokens, dim) of each image."""
-        return self.values.split(self.lengths)
+        return torch.split(self.values, list(self.lengths))
 
 
 def pack(sequences: Sequence[Tensor]) -> RaggedTokens:

@@ -6,8 +6,10 @@ must know which tokens belong together.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -30,15 +32,16 @@ def run_block(block: nn.Module, tokens: RaggedTokens, backend: Backend = "auto")
     """
     if not isinstance(block, Block) or not hasattr(block.attn, "qkv"):
         raise ParameterError(f"{type(block).__name__} is no block of timm's VisionTransformer.")
-    if block.training and block.attn.attn_drop.p:
+    attention: Any = block.attn
+    if block.training and attention.attn_drop.p:
         raise ParameterError("attention over ragged tokens has no dropout: make the model with attn_drop 0.")
     x = tokens.values
-    x = x + _dropped(block.drop_path1, block.ls1(_attend(block.attn, block.norm1(x), tokens.lengths, backend)), tokens)
+    x = x + _dropped(block.drop_path1, block.ls1(_attend(attention, block.norm1(x), tokens.lengths, backend)), tokens)
     x = x + _dropped(block.drop_path2, block.ls2(block.mlp(block.norm2(x))), tokens)
     return tokens.with_values(x)
 
 
-def _attend(attention: nn.Module, x: Tensor, lengths: tuple[int, ...], backend: Backend) -> Tensor:
+def _attend(attention: Any, x: Tensor, lengths: tuple[int, ...], backend: Backend) -> Tensor:
     """timm's `Attention.forward` on packed tokens (total, dim)."""
     qkv = attention.qkv(x)
     qkv = qkv.view(len(x), 3, attention.num_heads, qkv.shape[1] // (3 * attention.num_heads))

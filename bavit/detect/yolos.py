@@ -11,7 +11,7 @@ from functools import partial
 from itertools import accumulate
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
@@ -106,7 +106,7 @@ class Yolos(nn.Module):
         """
         tokens = self._last(pixels, keep, prune_after, backend)
         images = [image[1 : -self.config.detection_tokens] for image in tokens.images()]
-        found = self.backbone.norm(torch.cat(images))
+        found: Tensor = self.backbone.norm(torch.cat(images))
         batch, rows, cols = len(pixels), *self.backbone.grid_of(pixels)
         if keep is None:
             return found.view(batch, rows * cols, -1)
@@ -183,7 +183,8 @@ class Backbone(nn.Module):
         self.mid_pos_embed = None if mid is None else nn.Parameter(mid)
         ratio = config.mlp_hidden / config.dim
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, ratio, config.qkv_bias, norm_layer=norm) for _ in range(config.depth)
+            Block(config.dim, config.heads, ratio, config.qkv_bias, norm_layer=norm)  # type: ignore[arg-type]
+            for _ in range(config.depth)
         )
         self.norm = norm(config.dim)
         for parameter in (self.cls_token, self.det_token, self.pos_embed):
@@ -246,7 +247,7 @@ class Backbone(nn.Module):
                 parts: Sequence[Tensor] = patches.unbind(0)
             else:
                 kept = self._kept(pixels, mask) + positions[mask.flatten(1).nonzero()[:, 1]]
-                parts = kept.split(mask.flatten(1).sum(1).tolist())
+                parts = torch.split(kept, mask.flatten(1).sum(1).tolist())
             sequences += [torch.cat([first.to(part.dtype), part, last.to(part.dtype)]) for part in parts]
         return pack(sequences)
 
@@ -318,7 +319,7 @@ def interpolated(positions: Tensor, stored: tuple[int, int], grid: tuple[int, in
     """
     if stored == grid:
         return positions
-    first, patches, last = positions.split([1, stored[0] * stored[1], detection_tokens], 1)
+    first, patches, last = torch.split(positions, [1, stored[0] * stored[1], detection_tokens], 1)
     cells = patches.transpose(1, 2).unflatten(2, stored)
     resized = interpolate(cells, grid, mode="bicubic", align_corners=False)
     return torch.cat([first, resized.flatten(2).transpose(1, 2), last], 1)

@@ -1,0 +1,197 @@
+"""BAViT in front of YOLOS, as one detector: background is removed before, or within, the blocks of the detector."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from bavit.attention import Backend
+from bavit.background.model import BAViT, Picture
+from bavit.detect.pruning import Pruning, Size
+from bavit.detect.yolos import Yolos, YolosOutput
+from tokenlabels.errors import ParameterError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detection:
+    """The boxes of one image, one for each detection token, the best first.
+
+    Attributes:
+        boxes: float32 (n, 4), left, top, right, bottom in source pixels.
+        scores: float32 (n,), probability of the class.
+        labels: int64 (n,), number of the class in `Yolos.config.labels`.
+        keep: bool (rows, cols), which patches of the detector's grid were kept.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    keep: Tensor
+
+
+@dataclass(slots=True)
+class StageTimes:
+    """Seconds of every stage of detection so far.
+
+    Attributes:
+        seconds: by name of stage, in order.
+        images: that went through all of them.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+
+    @contextlib.contextmanager
+    def stage(self, name: str, device: torch.device) -> Iterator[None]:
+        """Time what is done within; a GPU is waited for before and after."""
+        begun = _now(device)
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + _now(device) - begun
+
+
+class PrunedDetector(nn.Module):
+    """A YOLOS that sees of each image what a BAViT takes for foreground.
+
+    The two models resize the whole image each in its own way, so that a patch of one lies at the same relative position
+    as that of the other. Where BAViT removes nothing the detector is the dense one.
+
+    Args:
+        bavit: the background-aware ViT; None: nothing is removed.
+        yolos: the detector.
+        threshold: a patch is removed where its background probability is greater; None: the one stored in `bavit`.
+        top_k: see `Pruning`, as the next five.
+        sparsity: see above.
+        max_tokens: see above.
+        refine_steps: see above.
+        prune_after: see above.
+        backend: of attention, see `attention.py`.
+
+    Raises:
+        ParameterError: contradicting choices, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        bavit: BAViT | None,
+        yolos: Yolos,
+        threshold: float | None = None,
+        *,
+        top_k: int | None = None,
+        sparsity: float | None = None,
+        max_tokens: int | None = None,
+        refine_steps: int = 3,
+        prune_after: int = 0,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.bavit, self.yolos, self.backend = bavit, yolos, backend
+        self.pruning = Pruning(threshold, top_k, sparsity, max_tokens, refine_steps, prune_after)
+        if prune_after >= yolos.config.depth:
+            raise ParameterError(f"prune_after {prune_after}: the detector has {yolos.config.depth} blocks.")
+        self.eval()
+
+    @torch.inference_mode()
+    def forward(self, images: Picture | Sequence[Picture], times: StageTimes | None = None) -> list[Detection]:
+        """Detect.
+
+        Args:
+            images: one or several of any sizes; PIL images, or uint8 tensors (3, H, W) of RGB.
+            times: added to.
+
+        Returns:
+            One for each image.
+
+        Raises:
+            ParameterError: a tensor of another shape or type, or a picture that cannot be resized.
+        """
+        several = [images] if isinstance(images, (Image.Image, Tensor)) else list(images)
+        if not several:
+            return []
+        times = StageTimes() if times is None else times
+        sizes = [_size(image) for image in several]
+        device = self.yolos.backbone.cls_token.device
+        with times.stage("input of BAViT", device):
+            small = None if self.bavit is None else self.bavit.preprocess(several)
+        with times.stage("input of the detector", device):
+            pixels = self.yolos.preprocess(several)
+        return self.detect(small, pixels, sizes, times)
+
+    @torch.inference_mode()
+    def detect(
+        self,
+        small: Tensor | None,
+        pixels: Tensor | Sequence[Tensor],
+        sizes: Sequence[Size],
+        times: StageTimes | None = None,
+    ) -> list[Detection]:
+        """Detect in what was made ready.
+
+        Args:
+            small: float (B, 3, H', W'), the inputs of BAViT, or None without one.
+            pixels: the inputs of the detector, see `Yolos.forward`.
+            sizes: (width, height) of each image, source pixels.
+            times: added to.
+        """
+        times = StageTimes() if times is None else times
+        device = self.yolos.backbone.cls_token.device
+        keep: Sequence[Tensor | None] | None = None
+        if small is not None and self.bavit is not None:
+            with times.stage("BAViT", device):
+                background = self.bavit.background(small)
+            with times.stage("masks", device):
+                keep = self.masks(background, pixels, sizes)
+        with times.stage("detector", device):
+            output = self.yolos(pixels, keep, prune_after=self.pruning.prune_after, backend=self.backend)
+        with times.stage("boxes", device):
+            found = detections(output, keep, [self.yolos.backbone.grid_of(image) for image in pixels], sizes)
+        times.images += len(sizes)
+        return found
+
+    def masks(
+        self, background: Tensor, pixels: Tensor | Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[Tensor | None] | None:
+        """What is kept: bool (rows, cols) of each image, None where nothing of an image, or of any, is removed."""
+        assert self.bavit is not None
+        shapes = [self.yolos.backbone.grid_of(image) for image in pixels]
+        kept = self.pruning.masks(background, self.bavit.grid, sizes, shapes, self.bavit.threshold)
+        found = [None if bool(mask.all()) else mask for mask in kept]
+        return None if all(mask is None for mask in found) else found
+
+
+def detections(
+    output: YolosOutput, keep: Sequence[Tensor | None] | None, grids: Sequence[Size], sizes: Sequence[Size]
+) -> list[Detection]:
+    """Boxes of each image, as YOLOS' authors read them: the best class of every detection token, no suppression.
+
+    Args:
+        output: of the detector.
+        keep: bool (rows, cols) of each image; None: all.
+        grids: (rows, cols) of each image.
+        sizes: (width, height) of each image, source pixels.
+    """
+    scores, labels = output.logits.float().softmax(-1)[..., :-1].max(-1)
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
+    labels = labels.gather(1, order)
+    centre, extent = output.boxes.gather(1, order[..., None].expand(-1, -1, 4)).chunk(2, -1)
+    corners = torch.cat([centre - extent / 2, centre + extent / 2], -1)
+    scale = torch.tensor(sizes, dtype=torch.float32, device=corners.device).repeat(1, 2)
+    boxes = corners * scale[:, None]
+    everything = [torch.ones(grid, dtype=torch.bool, device=boxes.device) for grid in grids]
+    masks = everything if keep is None else [m if m is not None else e for m, e in zip(keep, everything, strict=True)]
+    return [Detection(*each) for each in zip(boxes, scores, labels, masks, strict=True)]
+
+
+def _size(image: Picture) -> Size:
+    return image.size if isinstance(image, Image.Image) else (int(image.shape[-1]), int(image.shape[-2]))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
