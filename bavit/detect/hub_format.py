@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import torch
-from msgspec import Meta
 from torch import Tensor
 
 from bavit.detect.config import IMAGENET_MEAN, IMAGENET_STD, YolosConfig
@@ -48,7 +47,6 @@ _OUR_BACKBONE[_IN_MEMORY] = _OUR_BACKBONE["vit.encoder.mid_position_embeddings"]
 _THEIR_BACKBONE = {f"backbone.{ours}": f"vit.{theirs}" for ours, theirs in _BACKBONE.items()}
 _OUR_LAYER = {theirs: ours for ours, theirs in _LAYER.items()}
 
-_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Triple = tuple[float, float, float]
 _Kind = TypeVar("_Kind")
 
@@ -57,17 +55,17 @@ class _Model(msgspec.Struct):
     """What is read of config.json; the defaults are those of transformers' class, which leaves them out of files."""
 
     model_type: str = ""
-    hidden_size: _Count = 768
-    num_hidden_layers: _Count = 12
-    num_attention_heads: _Count = 12
-    intermediate_size: _Count = 3072
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
-    image_size: tuple[_Count, _Count] | _Count = (512, 864)
-    patch_size: tuple[_Count, _Count] | _Count = 16
+    image_size: tuple[int, int] | int = (512, 864)
+    patch_size: tuple[int, int] | int = 16
     num_channels: int = 3
     qkv_bias: bool = True
-    num_detection_tokens: _Count = 100
+    num_detection_tokens: int = 100
     use_mid_position_embeddings: bool = True
     id2label: dict[str, str] | None = None
 
@@ -75,8 +73,8 @@ class _Model(msgspec.Struct):
 class _Processor(msgspec.Struct):
     """What is read of preprocessor_config.json; the defaults are those of transformers' class."""
 
-    size: dict[str, _Count | None] | _Count | None = None
-    max_size: _Count | None = None
+    size: dict[str, int | None] | int | None = None
+    max_size: int | None = None
     image_mean: _Triple = IMAGENET_MEAN
     image_std: _Triple = IMAGENET_STD
     do_resize: bool = True
