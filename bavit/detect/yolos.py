@@ -320,6 +320,6 @@ def interpolated(positions: Tensor, stored: tuple[int, int], grid: tuple[int, in
     if stored == grid:
         return positions
     first, patches, last = torch.split(positions, [1, stored[0] * stored[1], detection_tokens], 1)
-    cells = patches.transpose(1, 2).unflatten(2, stored)
+    cells = patches.transpose(1, 2).reshape(len(patches), -1, *stored)
     resized = interpolate(cells, grid, mode="bicubic", align_corners=False)
     return torch.cat([first, resized.flatten(2).transpose(1, 2), last], 1)
