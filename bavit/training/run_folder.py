@@ -16,15 +16,15 @@ from typing import Any
 
 from bavit.rows import Rows
 from bavit.training.checkpoint import CHECKPOINT_FILE
+from bavit.weights import CONFIG_FILE, WEIGHTS_FILE
 from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.shards import is_temporary, write_atomically
 
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-_WEIGHTS_FILE = "model.safetensors"
-_MODEL_FILES = ("config.json", _WEIGHTS_FILE, "preprocessor_config.json")
-"""What `save_pretrained` of any model writes."""
-
-_FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, *_MODEL_FILES)
+_FILES = (
+    *(RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE),
+    *(CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json"),  # what models write
+)
 
 
 def check_claim(folder: Path, *, overwrite: bool) -> None:
@@ -42,7 +42,7 @@ def check_claim(folder: Path, *, overwrite: bool) -> None:
     held = [path.name for path in folder.iterdir() if not is_temporary(path.name)] if folder.is_dir() else []
     if held and RUN_FILE not in held:
         raise OutputError(f"{folder}: holds other files ({sorted(held)[0]}): name an empty folder with --out.")
-    if {CHECKPOINT_FILE, _WEIGHTS_FILE} & set(held) and not overwrite:  # else there is nothing in it to lose
+    if {CHECKPOINT_FILE, WEIGHTS_FILE} & set(held) and not overwrite:  # else there is nothing in it to lose
         raise OutputError(f"{folder}: holds a run: go on with --resume, or use --overwrite or another --out.")
 
 
