@@ -13,11 +13,11 @@ from PIL import Image
 from bavit.background.figures import Evaluation
 from bavit.background.metrics import evaluate_predictions
 from bavit.background.model import BAViT
-from bavit.background.page import Sample
 from bavit.background.predict import Place, predict_rows
 from bavit.background.predictions import Predictions
 from bavit.background.refine import refine
 from bavit.data import ShardImages
+from bavit.gallery import Sample
 from bavit.rows import Rows
 from bavit.visualize import panels
 from tokenlabels.progress import Progress

@@ -13,7 +13,6 @@ from tokenlabels.report.markup import (
     count,
     decimal,
     details,
-    esc,
     name,
     pairs,
     percent,
@@ -86,27 +85,6 @@ def objects(evaluation: Evaluation) -> str:
         "The category of which least is kept comes first.",
         _groups("By category", "category", by_category),
         wide=True,
-    )
-
-
-def gallery(samples: Sequence[tuple[str, str]], given: int) -> str:
-    """Pictures with their titles.
-
-    Args:
-        samples: title as text, and address of the picture.
-        given: how many there were to choose from.
-    """
-    items = "\n".join(
-        f'<li class="strip"><figure><div class="scroll" role="region" tabindex="0" aria-label="{esc(title)}">'
-        f'<img alt="What is kept of {esc(title)}" src="{address}"></div>'
-        f"<figcaption>{name(title)}</figcaption></figure></li>"
-        for title, address in samples
-    )
-    more = f"The first {count(len(samples))} of {count(given)} samples. " if given > len(samples) else ""
-    note = f"{more}Removed patches are greyed out, those that refinement adds outlined, ignored ones hatched."
-    return (
-        '<section id="samples" aria-labelledby="samples-title"><h2 id="samples-title">Samples</h2>'
-        f'<p class="note">{note}</p><ul class="strips">{items}</ul></section>'
     )
 
 

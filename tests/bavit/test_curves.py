@@ -11,8 +11,9 @@ import pytest
 from evaluations import make_evaluation, nothing_counted
 from PIL import Image, ImageChops, ImageColor
 
-from bavit.background.curves import _BLUE, _INK, _NAME_HEIGHT, _ORANGE, _RED, _apart, draw_curves, draw_evaluation
+from bavit.background.curves import draw_curves, draw_evaluation
 from bavit.background.figures import Bin, Evaluation
+from bavit.plots import BLUE, INK, NAME_HEIGHT, ORANGE, RED, apart
 from tokenlabels.errors import OutputError, ParameterError
 
 RECORDS = [
@@ -50,9 +51,9 @@ class TestTraining:
     def test_every_line_is_drawn(self, tmp_path: Path) -> None:
         picture = opened(draw_curves(RECORDS, tmp_path / "curves.png", majority=0.6, position_prior=0.65))
         assert picture.size == (1200, 400)
-        assert all(holds(picture, colour) for colour in (_BLUE, _ORANGE, _RED, _INK))
+        assert all(holds(picture, colour) for colour in (BLUE, ORANGE, RED, INK))
         bare = opened(draw_curves([{"epoch": r["epoch"], "lr": r["lr"]} for r in RECORDS], tmp_path / "bare.png"))
-        assert [holds(bare, colour) for colour in (_BLUE, _ORANGE, _RED, _INK)] == [False, False, False, True]
+        assert [holds(bare, colour) for colour in (BLUE, ORANGE, RED, INK)] == [False, False, False, True]
 
     @pytest.mark.parametrize(
         "records",
@@ -127,10 +128,10 @@ class TestNames:
         "places", [[], [0.5], [0.2, 0.8], [0.0, 0.0, 0.0], [0.98, 0.99, 1.0], [0.1, 0.12, 0.14, 0.16, 0.9], [-0.2, 1.3]]
     )
     def test_names_stand_apart_in_order_and_inside(self, places: list[float]) -> None:
-        moved = np.array(_apart(places))
+        moved = np.array(apart(places))
         assert len(moved) == len(places)
-        assert (np.diff(moved) >= _NAME_HEIGHT - 1e-9).all()
+        assert (np.diff(moved) >= NAME_HEIGHT - 1e-9).all()
         assert ((moved >= 0) & (moved <= 1)).all()
 
     def test_names_that_are_apart_stay(self) -> None:
-        assert _apart([0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9])
+        assert apart([0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9])

@@ -17,7 +17,8 @@ from evaluations import make_evaluation, nothing_counted
 from PIL import Image
 
 from bavit.background.figures import Evaluation, Group
-from bavit.background.page import MAX_SAMPLES, Sample, write_evaluation_page
+from bavit.background.page import write_evaluation_page
+from bavit.gallery import MAX_SAMPLES, Sample
 from tokenlabels.errors import OutputError
 from tokenlabels.report.page import MAX_BYTES
 
