@@ -1,4 +1,4 @@
-"""Average precision as COCO computes it: its own evaluator, pycocotools, on arrays, without files and without prints."""
+"""Average precision as COCO computes it: by its own evaluator, pycocotools, on arrays rather than files."""
 
 from __future__ import annotations
 
@@ -130,6 +130,10 @@ class Scores(msgspec.Struct, frozen=True):
     by_category: list[CategoryScores]
 
 
+FIGURES = Scores.__struct_fields__[:12]
+"""Names of the twelve, in the order of pycocotools."""
+
+
 def evaluate_boxes(truth: GroundTruth, detections: Detections, only: Collection[str] | None = None) -> Scores:
     """Score detections against ground truth. The figures are those of pycocotools on the same data in files.
 
@@ -160,9 +164,10 @@ def evaluate_boxes(truth: GroundTruth, detections: Detections, only: Collection[
         evaluation.accumulate()
         evaluation.summarize()
     objects = np.bincount(truth.category[counted], minlength=len(truth.categories))
-    figures = [None if value < 0 else float(value) for value in evaluation.stats.tolist()]
+    values = [None if value < 0 else float(value) for value in evaluation.stats.tolist()]
+    figures: dict[str, Any] = dict(zip(FIGURES, values, strict=True))
     return Scores(
-        *figures,  # type: ignore[arg-type]  # where an object counts, neither AP nor AR over all sizes is None
+        **figures,
         images=len(truth.image_ids),
         objects=int(objects.sum()),
         detections=len(detections),

@@ -15,13 +15,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from bavit.detect.coco import Detections, GroundTruth, Scores, evaluate_boxes
+from bavit.detect.coco import FIGURES, Detections, GroundTruth, Scores, evaluate_boxes
 from tokenlabels.annotations import Category
 from tokenlabels.errors import ParameterError, TokenLabelsError
-
-FIGURES = (
-    "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium ar_large"
-).split()  # in pycocotools' order
 
 
 def official(truth: Path, found: Path, only: list[int] | None = None) -> tuple[list[float | None], Any]:
