@@ -8,6 +8,7 @@ import typer
 
 from cli.console import GroupedCommand, errors_reported, print_json, print_line, run_app
 from cli.evaluation import calibrate, evaluate, predict
+from cli.finetuning import finetune
 from cli.training import train
 from tokenlabels import __version__
 
@@ -59,6 +60,7 @@ app.command(cls=GroupedCommand)(train)
 app.command("eval", cls=GroupedCommand)(evaluate)
 app.command(cls=GroupedCommand)(calibrate)
 app.command(cls=GroupedCommand)(predict)
+app.command(cls=GroupedCommand)(finetune)
 
 
 def main() -> None:

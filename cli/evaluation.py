@@ -9,7 +9,7 @@ import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
 from cli.options import JsonOption, OnErrorName
-from cli.training import (
+from cli.running import (
     NOTHING_KEPT,
     CompileOption,
     DeviceName,

@@ -8,26 +8,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table, say
-from cli.options import GridOption, JsonOption, OnErrorName
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from bavit.training.learner import Task
-    from tokenlabels.reader import Build
-
-DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
-    "Data",
-    "Model",
-    "Recipe",
-    "Changes of training pictures",
-    "Machine",
-    "What is written",
+from cli.console import StderrProgress, errors_reported
+from cli.options import GridOption, JsonOption
+from cli.running import (
+    AUGMENT,
+    MODEL,
+    NOTHING_KEPT,
+    RECIPE,
+    ClipOption,
+    ColourOption,
+    CompileOption,
+    DecayOption,
+    DeviceName,
+    DeviceOption,
+    EmaOption,
+    FlipOption,
+    LoadersOption,
+    OnErrorOption,
+    PrecisionOption,
+    RateOption,
+    ReplaceOption,
+    ResumeOption,
+    RunOption,
+    SeedOption,
+    ShardsArgument,
+    TensorBoardOption,
+    TrainPicturesOption,
+    TrainSplitOption,
+    ValOption,
+    ValPicturesOption,
+    ValSplitOption,
+    carry_out,
 )
 
-
-NOTHING_KEPT = "this command had nothing to keep, run it again"
+if TYPE_CHECKING:
+    from bavit.training.learner import Task
+    from tokenlabels.reader import Build
 
 
 class RecipeChoice(StrEnum):
@@ -45,68 +61,17 @@ class WeightsName(StrEnum):
     balanced = "balanced"
 
 
-class PrecisionName(StrEnum):
-    """Precisions."""
-
-    auto = "auto"
-    full = "32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class DeviceName(StrEnum):
-    """Devices."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of a build (tokenlabels build).")]
-PicturesOption = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the images [default: those embedded in the shards].")
-]
-DeviceOption = Annotated[DeviceName, typer.Option(help="Where the model runs.", rich_help_panel=MACHINE)]
-PrecisionOption = Annotated[
-    PrecisionName | None,
-    typer.Option(help="Of the arithmetic; auto: bf16 where the hardware has it.", rich_help_panel=MACHINE),
-]
-CompileOption = Annotated[bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=MACHINE)]
-LoadersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=0, help="Processes that decode images [default: by cores].", rich_help_panel=MACHINE),
-]
-
-
 def train(
     context: typer.Context,
     shards: ShardsArgument,
-    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel=STORE)] = Path("bavit-run"),
-    val: Annotated[
-        Path | None, typer.Option(help="Another build to validate on [default: SHARDS].", rich_help_panel=DATA)
-    ] = None,
-    train_split: Annotated[
-        list[str] | None,
-        typer.Option(help="Split to train on, repeatable [default: those named train*].", rich_help_panel=DATA),
-    ] = None,
-    val_split: Annotated[
-        list[str] | None,
-        typer.Option(help="Split to validate on, repeatable [default: those named val*].", rich_help_panel=DATA),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images [default: those embedded in the shards].", rich_help_panel=DATA),
-    ] = None,
-    val_images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the validation images [default: --images].", rich_help_panel=DATA),
-    ] = None,
+    out: RunOption = Path("bavit-run"),
+    val: ValOption = None,
+    train_split: TrainSplitOption = None,
+    val_split: ValSplitOption = None,
+    images: TrainPicturesOption = None,
+    val_images: ValPicturesOption = None,
     grid: GridOption = None,
-    on_error: Annotated[
-        OnErrorName | None,
-        typer.Option(help="An image that cannot be read: stop, or leave out and count.", rich_help_panel=DATA),
-    ] = None,
+    on_error: OnErrorOption = None,
     depth: Annotated[
         int | None, typer.Option(help="Blocks; 2 is BAViT-small, 10 BAViT-large [default: 2].", rich_help_panel=MODEL)
     ] = None,
@@ -133,16 +98,10 @@ def train(
             rich_help_panel=RECIPE,
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate [default: recipe's].", rich_help_panel=RECIPE)] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay [default: recipe's].", rich_help_panel=RECIPE)
-    ] = None,
-    clip: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradient, 0: any.", rich_help_panel=RECIPE)
-    ] = None,
-    ema: Annotated[
-        float | None, typer.Option(help="Decay of the moving average of weights, 0: none.", rich_help_panel=RECIPE)
-    ] = None,
+    lr: RateOption = None,
+    weight_decay: DecayOption = None,
+    clip: ClipOption = None,
+    ema: EmaOption = None,
     class_weights: Annotated[
         WeightsName | None,
         typer.Option(help="Weigh the labels as tokenlabels stats says [default: none].", rich_help_panel=RECIPE),
@@ -155,30 +114,20 @@ def train(
             rich_help_panel=RECIPE,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random [default: 0].", rich_help_panel=RECIPE)] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror every second one.", rich_help_panel=AUGMENT)
-    ] = None,
+    seed: SeedOption = None,
+    flip: FlipOption = None,
     crop: Annotated[
         float | None,
         typer.Option(help="Least share of the area of random crops, 1: none; box rules.", rich_help_panel=AUGMENT),
     ] = None,
-    colour: Annotated[
-        float | None, typer.Option(help="Strength of changes of colour, 0: none.", rich_help_panel=AUGMENT)
-    ] = None,
+    colour: ColourOption = None,
     device: DeviceOption = DeviceName.auto,
     precision: PrecisionOption = None,
     compile_model: CompileOption = False,
     workers: LoadersOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=STORE)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run in --out.", rich_help_panel=STORE)
-    ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.", rich_help_panel=STORE)
-    ] = False,
+    resume: ResumeOption = False,
+    overwrite: ReplaceOption = False,
+    tensorboard: TensorBoardOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a background-aware ViT on the labels of a build."""
@@ -189,8 +138,6 @@ def train(
         from bavit.augment import no_crops
         from bavit.background.settings import Settings
         from bavit.background.train import train
-        from bavit.device import is_first_rank
-        from bavit.training.interruption import Interrupted
         from bavit.training.learner import Task
         from bavit.training.run_folder import read_run
         from tokenlabels.reader import open_build
@@ -233,21 +180,7 @@ def train(
             Task, build, val, train_split, val_split, grid, images, val_images, settings.optimization.soft_targets,
             out=out, device=device.value, workers=workers, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
         )  # fmt: skip
-        try:
-            found = train(task, settings, given, progress)
-        except Interrupted as stop:
-            progress.stop()
-            if is_first_rank():
-                say(f"interrupted at {stop}: the state is saved, run the same command with --resume to go on.")
-            raise typer.Exit(128 + stop.number) from None
-        progress.stop()
-        if not is_first_rank():
-            return
-        if as_json:
-            print_json(found | {"out": str(out)})
-        else:
-            print_table(_table(found))
-            print_line(f"run: {out}")
+        carry_out(lambda: train(task, settings, given, progress), out, progress, as_json=as_json)
 
 
 def _task(
@@ -278,12 +211,3 @@ def _task(
         workers=default_workers() if workers is None else workers,
         **rest,
     )
-
-
-def _table(found: dict[str, float]) -> Table:
-    from rich.table import Table
-
-    table = Table("after the last epoch", "")
-    for name, value in found.items():
-        table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
-    return table
