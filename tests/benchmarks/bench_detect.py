@@ -1,7 +1,7 @@
 """What removing background in front of YOLOS-tiny wins, as ratios to the fastest dense YOLOS of the same run.
 
     uv run --all-extras python tests/benchmarks/bench_detect.py
-    uv run --all-extras python tests/benchmarks/bench_detect.py --batch-size 64 --precision bf16   # where there is a GPU
+    uv run --all-extras python tests/benchmarks/bench_detect.py --batch-size 64 --precision bf16  # on a GPU
 
 Dense are ours and transformers' with its fused attention, whichever is faster. Masks are unions of boxes, like ground
 truth, of the sparsity that is asked for on average over the batch; every image has its own. `yolos` is the detector
@@ -36,7 +36,7 @@ SIDE, CELLS = 512, 32
 
 
 def box_masks(count: int, sparsity: float, seed: int) -> Tensor:
-    """bool (count, 32, 32): unions of random boxes; `sparsity` of all patches are background, to within a half percent."""
+    """bool (count, 32, 32): unions of random boxes, of all patches the share `sparsity` background, within half a percent."""
     if not sparsity:
         return torch.ones(count, CELLS, CELLS, dtype=torch.bool)
     rng = np.random.default_rng(seed)
@@ -55,9 +55,10 @@ def reference() -> Any:
     """transformers' YOLOS-tiny with random weights and fused attention."""
     config = ReferenceConfig(
         hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=(800, 1333), layer_norm_eps=1e-6,
-        use_mid_position_embeddings=False, num_labels=91, attn_implementation="sdpa",
+        use_mid_position_embeddings=False, num_labels=91,
     )  # fmt: skip
-    return YolosForObjectDetection(config).eval()
+    model: Any = YolosForObjectDetection(config)
+    return model.eval()  # its attention is torch's fused one by default
 
 
 class GivenMasks(PrunedDetector):
@@ -100,12 +101,9 @@ def measure(batch: int, arguments: argparse.Namespace, device: str, precision: s
     yolos, theirs = Yolos(SIZES["tiny"]).eval().to(device), reference().to(device)
     bavit = BAViT().eval().to(device).to(memory_format=torch.channels_last)
     pixels, small = torch.randn(batch, 3, SIDE, SIDE, device=device), torch.randn(batch, 3, 384, 384, device=device)
-    backends: list[Backend] = [
-        "slices",
-        "padded",
-        "bucketed",
-        *(["varlen"] if device == "cuda" and precision != "32" else []),
-    ]  # type: ignore[list-item]
+    backends: list[Backend] = ["slices", "padded", "bucketed"]
+    if device == "cuda" and precision != "32":
+        backends.append("varlen")
     sides: dict[str, Callable[[], object]] = {
         "dense, transformers": lambda: theirs(pixel_values=pixels),
         "dense, ours": lambda: yolos(pixels),
