@@ -36,7 +36,7 @@ SIDE, CELLS = 512, 32
 
 
 def box_masks(count: int, sparsity: float, seed: int) -> Tensor:
-    """bool (count, 32, 32): unions of random boxes, of all patches the share `sparsity` background, within half a percent."""
+    """bool (count, 32, 32): unions of random boxes that leave `sparsity` of all patches, within half a percent."""
     if not sparsity:
         return torch.ones(count, CELLS, CELLS, dtype=torch.bool)
     rng = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ def reference() -> Any:
     """transformers' YOLOS-tiny with random weights and fused attention."""
     config = ReferenceConfig(
         hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=(800, 1333), layer_norm_eps=1e-6,
-        use_mid_position_embeddings=False, num_labels=91,
+        use_mid_position_embeddings=False, id2label={index: str(index) for index in range(91)},
     )  # fmt: skip
     model: Any = YolosForObjectDetection(config)
     return model.eval()  # its attention is torch's fused one by default
