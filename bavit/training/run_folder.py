@@ -21,10 +21,10 @@ from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.shards import is_temporary, write_atomically
 
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-_FILES = (
-    *(RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE),
-    *(CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json"),  # what models write
-)
+_MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json")
+"""What `save_pretrained` of any model writes."""
+
+_FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, *_MODEL_FILES)
 
 
 def check_claim(folder: Path, *, overwrite: bool) -> None:
