@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from bavit.background.refine import refine
 from bavit.flops import background_vit
 from bavit.pictures import Picture, several_pictures
+from bavit.ragged import RaggedTokens
+from bavit.vit import run_block
 from bavit.weights import CONFIG_FILE, HUB_FAULTS, HUB_ID, WEIGHTS_FILE, load_weights, read_safetensors
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
@@ -117,8 +119,13 @@ class BAViT(
         Returns:
             (B, rows * cols, 2), row-major, index 1 is foreground.
         """
-        logits: Tensor = self.vit(pixels)
-        return logits
+        vit = self.vit
+        patches: Tensor = vit.pos_drop(vit.patch_embed(pixels) + vit.pos_embed)
+        tokens = RaggedTokens(patches.flatten(0, 1), (patches.shape[1],) * len(patches))
+        for block in vit.blocks:
+            tokens = run_block(block, tokens)
+        logits: Tensor = vit.head(vit.norm(tokens.values))
+        return logits.view(*patches.shape[:2], -1)
 
     def background(self, pixels: Tensor) -> Tensor:
         """float32 (B, rows, cols): the probability that a patch is background; shapes as in `forward`."""
