@@ -61,7 +61,7 @@ def draw_sweep(sweep: Sweep, path: str | Path, *, before: Sweep | None = None) -
 
 
 def _draw_precision(panel: Axes, name: str, sweep: Sweep, before: Sweep | None, key: str) -> None:
-    title = f"{name}, of an untrained detector" if sweep.setting.random_weights else name
+    title = f"{name}, points, of an untrained detector" if sweep.setting.random_weights else f"{name}, points"
     set_up(panel, title, _SPARSITY)
     lines: list[Line] = []
     for then, suffix, style in ((sweep, "", "-"), (before, ", before", "--")):
@@ -69,11 +69,11 @@ def _draw_precision(panel: Axes, name: str, sweep: Sweep, before: Sweep | None, 
             lines += [_line(then.of(mask), key, mask, suffix, style) for mask in then.sources]
             level = float(getattr(then.dense, key))
             look = (INK, ":") if then is sweep else (MUTED, "--")
-            lines.append(Line(f"dense{suffix}", panel.get_xlim(), (level, level), *look, ".3f"))
+            lines.append(Line(f"dense {100 * level:.1f}{suffix}", panel.get_xlim(), (level, level), *look))
     top = max(value for line in lines for value in line.y)
     panel.set_ylim(0, max(top * _ROOM, 0.01))
     draw_lines(panel, lines)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
     if before is None:
         mark(panel, sweep.best.sparsity, f"threshold {sweep.best.threshold:g}")
 

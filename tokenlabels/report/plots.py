@@ -113,8 +113,9 @@ def curve(
         unit: follows the numbers of the y axis; `%` where y is a share.
         dots: draw every point, with its numbers as a tooltip.
     """
-    y_ticks = ticks(0, max([0.01, *([mark.y] if mark else []), *(value for line in lines for value in line.y)]), 5)
-    top = min(y_ticks[-1], 1.0) if unit == "%" else y_ticks[-1]
+    largest = max([0.01, *([mark.y] if mark else []), *(value for line in lines for value in line.y)])
+    y_ticks = ticks(0, largest, 5)
+    top = min(y_ticks[-1], 1.0) if unit == "%" and largest <= 1 else y_ticks[-1]
     y_ticks = [tick for tick in y_ticks if tick <= top + 1e-9]
     parts = [_y_axis(y_ticks, [_with_unit(tick, unit) for tick in y_ticks], y_label)]
     parts += [_text(_x(tick), _BOTTOM + 15, decimal(tick), "tick middle") for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)]
