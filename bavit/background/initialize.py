@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from pathlib import Path
 
 import timm
@@ -14,7 +13,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from bavit.background.model import CONFIG_FILE, WEIGHTS_FILE, BAViT, load_weights, read_safetensors
+from bavit.background.model import BAViT
+from bavit.weights import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_pickled, read_safetensors
 from tokenlabels.errors import TokenLabelsError
 
 IMAGENET_MODEL = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
@@ -117,10 +117,7 @@ def _stored_shape(config: Path) -> tuple[int, int] | None:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-        raise TokenLabelsError(f"{path}: cannot be read as weights alone (cut short, or it holds more).") from None
+    found = read_pickled(path)
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

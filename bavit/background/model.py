@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,15 +10,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bavit.background.refine import refine
 from bavit.flops import background_vit
+from bavit.weights import CONFIG_FILE, HUB_FAULTS, HUB_ID, WEIGHTS_FILE, load_weights, read_safetensors
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.model_input import model_input
@@ -27,8 +25,6 @@ from tokenlabels.shards import write_atomically
 
 Picture: TypeAlias = Image.Image | Tensor
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 HALF = (0.5, 0.5, 0.5)
 MAX_REFINE_STEPS = 1000
 
@@ -237,7 +233,7 @@ def load_model(name: str | Path) -> BAViT:
     """
     folder = Path(name)
     local = folder.exists()
-    if not local and not _HUB_ID.fullmatch(str(name)):
+    if not local and not HUB_ID.fullmatch(str(name)):
         raise TokenLabelsError(f"{name}: no such folder, and no OWNER/NAME of the Hugging Face hub: name a bavit run.")
     if local and not folder.is_dir():
         raise TokenLabelsError(f"{folder}: is a file: name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}.")
@@ -252,7 +248,7 @@ def load_model(name: str | Path) -> BAViT:
         raise TokenLabelsError(f"{folder / CONFIG_FILE}: does not describe a BAViT ({fault})") from None
     except TokenLabelsError:
         raise
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
+    except HUB_FAULTS as fault:
         raise TokenLabelsError(
             f"{name}: no such folder, and no model of that name could be fetched from the Hugging Face hub "
             f"({type(fault).__name__}): name the folder of a bavit run."
@@ -269,45 +265,6 @@ def _check_config(path: Path) -> None:
         raise TokenLabelsError(f"{path}: is no JSON: the run is damaged, train it again or fetch it again.") from None
     if not isinstance(config, dict) or not {"depth", "width", "patch", "image_size"} <= config.keys():
         raise TokenLabelsError(f"{path}: is not the config of a BAViT: name the folder of a bavit run.")
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
-
-    Raises:
-        TokenLabelsError: it is missing, cut short, or no safetensors file.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or "cut short, or no safetensors file"
-        raise TokenLabelsError(f"{path}: cannot be read ({reason}): fetch it again.") from None
-
-
-def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, *, strict: bool = True) -> None:
-    """Load a state dict that must fit.
-
-    Args:
-        module: receives the weights.
-        state: name -> tensor.
-        path: where they are from, for errors.
-        strict: every tensor must be there, and no other.
-
-    Raises:
-        TokenLabelsError: a tensor is missing, unknown, or of another shape.
-    """
-    wanted = module.state_dict()
-    for name, tensor in state.items():
-        if name in wanted and wanted[name].shape != tensor.shape:
-            held, needed = tuple(tensor.shape), tuple(wanted[name].shape)
-            raise TokenLabelsError(
-                f"{path}: {name} has shape {held}, this model needs {needed}: it is another model's."
-            )
-    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if strict and (missing or unknown):
-        what = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which this model has not"
-        raise TokenLabelsError(f"{path}: {what}: it is another model's.")
-    module.load_state_dict(state, strict=strict)
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

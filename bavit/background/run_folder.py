@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bavit.background.checkpoint import CHECKPOINT_FILE
-from bavit.background.model import CONFIG_FILE, WEIGHTS_FILE
 from bavit.rows import Rows
+from bavit.weights import CONFIG_FILE, WEIGHTS_FILE
 from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.shards import is_temporary, write_atomically
 

@@ -123,7 +123,7 @@ SIZES: dict[str, YolosConfig] = {
         longest_edge=1333,
     ),
     "small_dWr": replace(
-        _TINY, dim=330, depth=14, heads=6, mlp_hidden=1320, image_size=(800, 1344), mid_positions=True,
+        _TINY, dim=330, depth=14, heads=6, mlp_hidden=1320, image_size=(512, 864), mid_positions=True,
         shortest_edge=800, longest_edge=1333,
     ),
 }  # fmt: skip

@@ -76,6 +76,9 @@ class PrunedDetector(nn.Module):
         ParameterError: contradicting choices, or numbers out of range.
     """
 
+    bavit: BAViT | None
+    yolos: Yolos
+
     def __init__(
         self,
         bavit: BAViT | None,

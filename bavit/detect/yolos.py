@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
+from typing import Self
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -18,8 +20,11 @@ from torch.nn.functional import interpolate, relu
 
 from bavit.attention import Backend
 from bavit.detect.config import YolosConfig
+from bavit.detect.preprocess import Picture, preprocess
+from bavit.detect.weights import read_detector, write_detector
 from bavit.ragged import RaggedTokens, pack
 from bavit.vit import run_block
+from bavit.weights import load_weights
 from tokenlabels.errors import ParameterError
 
 
@@ -55,6 +60,34 @@ class Yolos(nn.Module):
         self.backbone = Backbone(config)
         self.class_embed = Mlp(config.dim, config.classes)
         self.bbox_embed = Mlp(config.dim, 4)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """A detector of a folder or hub id (transformers' format), or of an original `.pth`; see `read_detector`.
+
+        Returns:
+            It, on the CPU in float32, in evaluation mode.
+
+        Raises:
+            TokenLabelsError: there is no such model, its files are damaged, or it is no YOLOS.
+        """
+        config, state = read_detector(name)
+        with torch.device("meta"):
+            model = cls(config)
+        load_weights(model, state, Path(name), assign=True)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and preprocessor_config.json, for here and for transformers.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        write_detector(Path(folder), self)
+
+    def preprocess(self, images: Picture | Sequence[Picture]) -> Tensor | list[Tensor]:
+        """Pictures as this model takes them, on its device; see `preprocess.preprocess`."""
+        return preprocess(images, self.config, self.backbone.cls_token.device)
 
     def forward(
         self,
@@ -181,7 +214,7 @@ class Backbone(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, config.positions, config.dim))
         mid = torch.zeros(config.depth - 1, 1, config.positions, config.dim) if config.mid_positions else None
         self.mid_pos_embed = None if mid is None else nn.Parameter(mid)
-        ratio = config.mlp_hidden / config.dim
+        ratio = (config.mlp_hidden + 0.5) / config.dim  # timm multiplies it with dim again and drops the fraction
         self.blocks = nn.ModuleList(
             Block(config.dim, config.heads, ratio, config.qkv_bias, norm_layer=norm)  # type: ignore[arg-type]
             for _ in range(config.depth)
@@ -320,6 +353,6 @@ def interpolated(positions: Tensor, stored: tuple[int, int], grid: tuple[int, in
     if stored == grid:
         return positions
     first, patches, last = torch.split(positions, [1, stored[0] * stored[1], detection_tokens], 1)
-    cells = patches.transpose(1, 2).unflatten(2, stored)
+    cells = patches.transpose(1, 2).reshape(len(patches), -1, *stored)
     resized = interpolate(cells, grid, mode="bicubic", align_corners=False)
     return torch.cat([first, resized.flatten(2).transpose(1, 2), last], 1)

@@ -1,0 +1,115 @@
+"""Pictures as a YOLOS takes them, sized as its authors evaluate it; and its boxes as pixels of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from bavit.detect.config import YolosConfig
+from tokenlabels.errors import ParameterError
+
+Picture: TypeAlias = Image.Image | Tensor
+
+
+def detector_size(width: int, height: int, shortest: int, longest: int, patch: int) -> tuple[int, int]:
+    """The size at which a detector sees a picture.
+
+    The short side becomes `shortest`, or less where the long one would exceed `longest`; then both are cut to whole
+    patches, as transformers' image processor does it, whose roundings these are. Slivers get one patch, where that
+    processor fails.
+
+    Args:
+        width: of the picture, in pixels.
+        height: of the picture.
+        shortest: pixels of the short side.
+        longest: most pixels of the long side.
+        patch: side of a patch.
+
+    Returns:
+        (H, W), multiples of `patch`.
+
+    Raises:
+        ParameterError: the picture has no pixels.
+    """
+    if width < 1 or height < 1:
+        raise ParameterError(f"a picture of {width} x {height} pixels has nothing to detect.")
+    short, long = min(width, height), max(width, height)
+    scaled: float = shortest if long / short * shortest <= longest else longest * short / long
+    near = round(scaled)
+    far = long if width >= height and near == short else int(scaled * long / short)
+    sides = (far, near) if width < height else (near, far)
+    rows, cols = (max(1, side // patch) for side in sides)
+    return rows * patch, cols * patch
+
+
+def preprocess(
+    images: Picture | Sequence[Picture], config: YolosConfig, device: torch.device | str = "cpu"
+) -> Tensor | list[Tensor]:
+    """Pictures resized (bilinear, antialiased) and normalised.
+
+    Args:
+        images: one or several; PIL images, or uint8 tensors (3, H, W) of RGB. EXIF orientation is not applied.
+        config: sizes, mean and std.
+        device: where the pixels are wanted.
+
+    Returns:
+        float32 (B, 3, H', W') where all become one size, else a list of (3, H'_i, W'_i); nothing is padded.
+
+    Raises:
+        ParameterError: a tensor of another shape or type, or a picture without pixels.
+    """
+    several = [images] if isinstance(images, (Image.Image, Tensor)) else images
+    resized = [_resized(_as_tensor(image), config) for image in several]
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
+    scale, shift = 1 / (255 * std), -mean / std
+    if len({image.shape for image in resized}) != 1:
+        return [image.to(device).float().mul_(scale).add_(shift) for image in resized]
+    found = torch.empty(len(resized), *resized[0].shape, device=device)
+    for target, image in zip(found, resized, strict=True):
+        target.copy_(image)
+    return found.mul_(scale).add_(shift)
+
+
+def _as_tensor(image: Picture) -> Tensor:
+    """uint8 (3, H, W)."""
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ParameterError(
+            f"a picture is a PIL image or a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}."
+        )
+    return image
+
+
+def _resized(image: Tensor, config: YolosConfig) -> Tensor:
+    """uint8 (3, H, W) -> (3, H', W'), whole numbers 0 to 255: uint8, but float32 on devices that resize only that.
+
+    On a CPU with AVX2 this takes 0.7 ms from 640 x 480 to 672 x 512, Pillow 2.4 ms; they differ by 1 of 255 at most.
+    """
+    size = detector_size(image.shape[2], image.shape[1], config.shortest_edge, config.longest_edge, config.patch)
+    if image.shape[1:] == size:
+        return image
+    if image.device.type == "cpu":
+        return interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round_().clamp_(0, 255)
+
+
+def to_source(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Boxes as pixels of the picture.
+
+    Args:
+        boxes: (..., 4), centre x, centre y, width, height in 0..1.
+        width: of the picture, in pixels.
+        height: of the picture.
+
+    Returns:
+        (..., 4), left, top, right, bottom in pixels; not clipped.
+    """
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1) * boxes.new_tensor([width, height, width, height])
