@@ -42,6 +42,8 @@ class SweepRow(msgspec.Struct, frozen=True):
         ap_small: of small objects, as the next two; None where there are none.
         ap_medium: of medium objects.
         ap_large: of large objects.
+        ap_dense: AP of the detector with all patches.
+        ap50_dense: the same at IoU 0.5.
         kept_patches: mean of an image.
         tokens_bavit: tokens of BAViT, of an image.
         tokens_detector: of the detector with all patches.
@@ -74,6 +76,8 @@ class SweepRow(msgspec.Struct, frozen=True):
     ap_small: float | None
     ap_medium: float | None
     ap_large: float | None
+    ap_dense: float
+    ap50_dense: float
     kept_patches: float
     tokens_bavit: float
     tokens_detector: float
@@ -125,7 +129,7 @@ class Setting(msgspec.Struct, frozen=True):
         data: what it was evaluated on, as named.
         images: how many were evaluated.
         images_timed: how many of them were timed.
-        batch_size: of evaluation and of throughput.
+        batch_size: of throughput.
         rounds: of timing.
         threshold: the one stored in the background model.
         refine_steps: steps of refinement.
