@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bavit.background.model import BAViT
     from bavit.background.refine import refine, resize_mask
+    from bavit.detect.accounting import token_reduction
 
-__all__ = ["BAViT", "refine", "resize_mask"]
+__all__ = ["BAViT", "refine", "resize_mask", "token_reduction"]
 
 _HOMES = {
     "BAViT": ("background.model", "BAViT"),
     "refine": ("background.refine", "refine"),
     "resize_mask": ("background.refine", "resize_mask"),
+    "token_reduction": ("detect.accounting", "token_reduction"),
 }
 
 

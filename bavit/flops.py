@@ -8,6 +8,7 @@ MACs. Every figure is per image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import overload
 
 import numpy as np
@@ -29,7 +30,7 @@ class VitShape:
         extra_tokens: CLS, registers, detection tokens: those besides the patches.
         head_macs: of the head, for an image, whatever the number of patches.
         head_macs_per_patch: of a head that reads every patch token.
-        mlp_ratio: width of the hidden layer of a block's MLP by `dim`.
+        mlp_ratio: width of the hidden layer of a block's MLP by `dim`; a fraction where it must be exact.
     """
 
     dim: int
@@ -38,41 +39,62 @@ class VitShape:
     extra_tokens: int = 0
     head_macs: int = 0
     head_macs_per_patch: int = 0
-    mlp_ratio: float = 4
+    mlp_ratio: float | Fraction = 4
 
     @overload
-    def macs(self, patches: int, *, embedded: int | None = None) -> int: ...
+    def macs(self, patches: int, *, embedded: int | None = None, whole_blocks: int = 0) -> int: ...
 
     @overload
-    def macs(self, patches: NDArray[np.integer], *, embedded: int | None = None) -> NDArray[np.int64]: ...
+    def macs(
+        self,
+        patches: NDArray[np.integer],
+        *,
+        embedded: int | NDArray[np.integer] | None = None,
+        whole_blocks: int = 0,
+    ) -> NDArray[np.int64]: ...
 
-    def macs(self, patches: int | NDArray[np.integer], *, embedded: int | None = None) -> int | NDArray[np.int64]:
+    def macs(
+        self,
+        patches: int | NDArray[np.integer],
+        *,
+        embedded: int | NDArray[np.integer] | None = None,
+        whole_blocks: int = 0,
+    ) -> int | NDArray[np.int64]:
         """MACs of images of which some patches are kept; attention makes them quadratic.
 
         Args:
             patches: patch tokens in the blocks, extra tokens left out: a number, or any array of whole numbers.
             embedded: patches that are embedded, where that is done before the others are dropped; by default `patches`.
+                Of the same shape where it is an array.
+            whole_blocks: the first blocks, which see all the embedded patches.
 
         Returns:
             A whole number, or int64 of the same shape.
         """
-        kept = patches.astype(np.int64) if isinstance(patches, np.ndarray) else int(patches)
-        blocks = vit_macs(kept + self.extra_tokens, self.dim, self.depth, mlp_ratio=self.mlp_ratio)
-        embedding = (kept if embedded is None else embedded) * (self.patch_numbers * self.dim)
-        return blocks + embedding + kept * self.head_macs_per_patch + self.head_macs
+        kept, whole = _counts(patches), _counts(patches if embedded is None else embedded)
+        blocks = vit_macs(kept + self.extra_tokens, self.dim, self.depth - whole_blocks, mlp_ratio=self.mlp_ratio)
+        before = vit_macs(whole + self.extra_tokens, self.dim, whole_blocks, mlp_ratio=self.mlp_ratio)
+        embedding = whole * (self.patch_numbers * self.dim)
+        return before + blocks + embedding + kept * self.head_macs_per_patch + self.head_macs
+
+
+def _counts(patches: int | NDArray[np.integer]) -> int | NDArray[np.int64]:
+    return patches.astype(np.int64) if isinstance(patches, np.ndarray) else int(patches)
 
 
 @overload
-def vit_macs(tokens: int, dim: int, depth: int, *, mlp_ratio: float = 4) -> int: ...
+def vit_macs(tokens: int, dim: int, depth: int, *, mlp_ratio: float | Fraction = 4) -> int: ...
 
 
 @overload
 def vit_macs(
-    tokens: int | NDArray[np.int64], dim: int, depth: int, *, mlp_ratio: float = 4
+    tokens: int | NDArray[np.int64], dim: int, depth: int, *, mlp_ratio: float | Fraction = 4
 ) -> int | NDArray[np.int64]: ...
 
 
-def vit_macs(tokens: int | NDArray[np.int64], dim: int, depth: int, *, mlp_ratio: float = 4) -> int | NDArray[np.int64]:
+def vit_macs(
+    tokens: int | NDArray[np.int64], dim: int, depth: int, *, mlp_ratio: float | Fraction = 4
+) -> int | NDArray[np.int64]:
     """MACs of the blocks of a ViT: n (4 + 2 mlp_ratio) dim^2 for the linear layers, 2 n^2 dim for attention, each.
 
     Args:
@@ -97,14 +119,18 @@ def yolos(
     patch: tuple[int, int] = (16, 16),
     detection_tokens: int = 100,
     classes: int = 92,
+    mlp_hidden: int | None = None,
 ) -> VitShape:
     """YOLOS: a CLS token, detection tokens, and on each of these two MLPs of three layers: classes and box.
 
     Args:
         classes: outputs of the first MLP, no-object included.
+        mlp_hidden: width of the hidden layer of a block's MLP, by default 4 `dim`.
     """
     head = detection_tokens * (2 * dim * dim + dim * classes + 2 * dim * dim + dim * 4)
-    return VitShape(dim, depth, patch[0] * patch[1] * 3, extra_tokens=1 + detection_tokens, head_macs=head)
+    ratio = Fraction(4 * dim if mlp_hidden is None else mlp_hidden, dim)
+    extra = 1 + detection_tokens
+    return VitShape(dim, depth, patch[0] * patch[1] * 3, extra_tokens=extra, head_macs=head, mlp_ratio=ratio)
 
 
 YOLOS_TINY = yolos()

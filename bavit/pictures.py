@@ -72,17 +72,37 @@ class PictureReader:
         annotated = None if self.resized else (int(self._rows.widths[index]), int(self._rows.heights[index]))
         return open_picture(source, name, annotated, at_least)
 
+    def check_files(self) -> None:
+        """Make sure that every picture is there, without opening any.
+
+        Raises:
+            PictureError: files are missing; names the first, and says how many.
+        """
+        if self._images is None:
+            return
+        missing = [index for index in range(len(self._rows)) if self._file(index, self._images) is None]
+        if missing:
+            raise PictureError(
+                f"{self._images / self._rows.file_names[missing[0]]}: no such image file ({len(missing):,} of "
+                f"{len(self._rows):,} are missing): name their folder with --images."
+            )
+
     def _source(self, index: int) -> tuple[Path | io.BytesIO, str]:
-        file_name, split = self._rows.file_names[index], self._rows.splits[index]
         if self._images is None:
             name = f"{self._rows.groups[self._rows.group[index]].path}: image {self._rows.image_ids[index]}"
             return io.BytesIO(self._embedded(index, name)), name
+        path = self._file(index, self._images)
+        if path is None:
+            wanted = self._images / self._rows.file_names[index]
+            raise PictureError(f"{wanted}: no such image file: name its folder with --images.")
+        return path, str(path)
+
+    def _file(self, index: int, images: Path) -> Path | None:
+        """Where a picture is, None where it is not."""
+        file_name, split = self._rows.file_names[index], self._rows.splits[index]
         if not file_name or not is_inside(file_name):
             raise PictureError(f"image {self._rows.image_ids[index]} has file_name {file_name!r}, which is not opened.")
-        for path in (self._images / file_name, self._images / split / file_name):
-            if path.is_file():
-                return path, str(path)
-        raise PictureError(f"{self._images / file_name}: no such image file: name its folder with --images.")
+        return next((path for path in (images / file_name, images / split / file_name) if path.is_file()), None)
 
     def _embedded(self, index: int, name: str) -> memoryview:
         contents = self._group(int(self._rows.group[index]))

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 from tokenlabels.errors import ParameterError
-from tokenlabels.reader import Build
 
 
-def training_splits(build: Build, named: Sequence[str] | None) -> list[str]:
+class HasSplits(Protocol):
+    """A build, or what one is to be made of."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of its splits, in order."""
+
+
+def training_splits(build: HasSplits, named: Sequence[str] | None) -> list[str]:
     """The splits named, else those that begin with `train`, else with `trainval`, else the only one.
 
     Raises:
@@ -20,7 +33,7 @@ def training_splits(build: Build, named: Sequence[str] | None) -> list[str]:
     )
 
 
-def validation_splits(build: Build, named: Sequence[str] | None, *, own: bool) -> list[str]:
+def validation_splits(build: HasSplits, named: Sequence[str] | None, *, own: bool) -> list[str]:
     """The splits named, else those that begin with `val`; else, of a build of its own, the only one.
 
     Args:
@@ -41,16 +54,16 @@ def validation_splits(build: Build, named: Sequence[str] | None, *, own: bool) -
     return found or _only(build, "--val-split", "to validate on")
 
 
-def evaluation_splits(build: Build, named: Sequence[str] | None) -> list[str]:
+def evaluation_splits(build: HasSplits, named: Sequence[str] | None) -> list[str]:
     """The splits named, else those that begin with `val`, else all."""
     return list(dict.fromkeys(named or ()) or _of(build, "val") or build.splits)
 
 
-def _of(build: Build, prefix: str) -> list[str]:
+def _of(build: HasSplits, prefix: str) -> list[str]:
     return [split for split in build.splits if split.startswith(prefix)]
 
 
-def _only(build: Build, option: str, purpose: str) -> list[str]:
+def _only(build: HasSplits, option: str, purpose: str) -> list[str]:
     if len(build.splits) > 1:
         raise ParameterError(f"{build.path} has the splits {', '.join(build.splits)}: name those {purpose}, {option}.")
     return list(build.splits)
