@@ -22,8 +22,8 @@ def peak_memory_mb(work: Callable[[], object], device: torch.device) -> float | 
         device: where it works.
 
     Returns:
-        10^6 bytes above what was held before, at least 0; None where it cannot be measured, which is anywhere but on CUDA
-        and Linux.
+        10^6 bytes above what was held before, at least 0; None where it cannot be measured, which is anywhere but on
+        CUDA and Linux.
     """
     gc.collect()
     if device.type == "cuda":

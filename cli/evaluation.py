@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import JsonOption, OnErrorName
-from cli.training import (
+from cli.options import (
     NOTHING_KEPT,
+    BatchOption,
     CompileOption,
     DeviceName,
     DeviceOption,
+    EvalSplitOption,
+    JsonOption,
     LoadersOption,
+    OnErrorName,
     PicturesOption,
+    PlainPrecision,
     PrecisionName,
+    RefineOption,
+    RunArgument,
     ShardsArgument,
+    SkipOption,
+    ThresholdOption,
 )
 
 if TYPE_CHECKING:
@@ -29,21 +37,6 @@ if TYPE_CHECKING:
     from bavit.rows import Rows
 
 _LISTED = 12
-
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or a Hugging Face hub id.")]
-EvalSplitOption = Annotated[
-    list[str] | None, typer.Option("--split", help="Split, repeatable [default: those named val*, else all].")
-]
-SkipOption = Annotated[OnErrorName, typer.Option(help="An image that cannot be read: stop, or leave out and count.")]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option(help="Remove tokens of a greater background probability [default: the model's].", min=0, max=1),
-]
-RefineOption = Annotated[
-    int | None, typer.Option("--refine", min=0, max=1000, help="Steps of refinement [default: the model's].")
-]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel="Machine")]
-PlainPrecision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic.", rich_help_panel="Machine")]
 
 
 def evaluate(

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table, say
-from cli.options import GridOption, JsonOption, OnErrorName
+from cli.options import (
+    NOTHING_KEPT,
+    CompileOption,
+    DeviceName,
+    DeviceOption,
+    GridOption,
+    JsonOption,
+    LoadersOption,
+    OnErrorName,
+    PrecisionOption,
+    ShardsArgument,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,17 +28,13 @@ if TYPE_CHECKING:
     from bavit.background.training_run import Task
     from tokenlabels.reader import Build
 
-DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
+DATA, MODEL, RECIPE, AUGMENT, STORE = (
     "Data",
     "Model",
     "Recipe",
     "Changes of training pictures",
-    "Machine",
     "What is written",
 )
-
-
-NOTHING_KEPT = "this command had nothing to keep, run it again"
 
 
 class RecipeChoice(StrEnum):
@@ -43,40 +50,6 @@ class WeightsName(StrEnum):
 
     none = "none"
     balanced = "balanced"
-
-
-class PrecisionName(StrEnum):
-    """Precisions."""
-
-    auto = "auto"
-    full = "32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class DeviceName(StrEnum):
-    """Devices."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of a build (tokenlabels build).")]
-PicturesOption = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the images [default: those embedded in the shards].")
-]
-DeviceOption = Annotated[DeviceName, typer.Option(help="Where the model runs.", rich_help_panel=MACHINE)]
-PrecisionOption = Annotated[
-    PrecisionName | None,
-    typer.Option(help="Of the arithmetic; auto: bf16 where the hardware has it.", rich_help_panel=MACHINE),
-]
-CompileOption = Annotated[bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=MACHINE)]
-LoadersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=0, help="Processes that decode images [default: by cores].", rich_help_panel=MACHINE),
-]
 
 
 def train(

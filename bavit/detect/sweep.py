@@ -10,7 +10,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -87,6 +89,29 @@ class Plan:
         return [(mask, threshold) for mask in self.masks for threshold in sorted(set(self.thresholds))]
 
 
+def plan_sweep(bavit: BAViT, thresholds: str | None, masks: str, **rest: int) -> Plan:
+    """A plan from words.
+
+    Args:
+        bavit: its own threshold is swept, too, where none are given.
+        thresholds: numbers with commas between them; None: `THRESHOLDS`.
+        masks: sources with commas between them.
+        rest: see `Plan`.
+
+    Raises:
+        ParameterError: see `Plan`, or what is no number.
+    """
+    words = [word.strip() for word in (thresholds or "").split(",") if word.strip()]
+    try:
+        numbers = tuple(float(word) for word in words)
+    except ValueError:
+        raise ParameterError(f"--thresholds {thresholds}: write numbers in 0..1 with commas between them.") from None
+    if thresholds is None:
+        numbers = (*THRESHOLDS, bavit.threshold)
+    sources = tuple(dict.fromkeys(word.strip() for word in masks.split(",") if word.strip()))
+    return Plan(numbers, cast(tuple[MaskSource, ...], sources), **rest)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Swept:
     """A sweep, and what was found on the way.
@@ -132,8 +157,8 @@ def sweep(
     """
     if "labels" in plan.masks and data.rows.grid != bavit.grid:
         raise ParameterError(
-            f"{data.rows.folder} has labels on the grid {data.rows.header.grid}, not on {bavit.grid.name}: build labels "
-            "on that grid, or leave out the masks of the labels."
+            f"{data.rows.folder} has labels on the grid {data.rows.header.grid}, not on {bavit.grid.name}: build "
+            "labels on that grid, or leave out the masks of the labels."
         )
     device = torch.device(machine.device)
     bavit, yolos = bavit.to(device).eval(), yolos.to(device).eval()
@@ -177,12 +202,14 @@ class Parts:
     @property
     def patches(self) -> NDArray[np.int64]:
         """int64 (n,), of the detector's grid."""
-        return self.shapes.astype(np.int64).prod(axis=1)
+        found: NDArray[np.int64] = self.shapes.astype(np.int64).prod(axis=1)
+        return found
 
     def detections(self, number: int) -> list[Detection]:
         """Of one setting, one for each image, without masks."""
-        columns = (torch.from_numpy(values[number]) for values in (self.boxes, self.scores, self.labels))
-        return [Detection(*each, torch.ones(0, 0, dtype=torch.bool)) for each in zip(*columns, strict=True)]
+        boxes, scores, labels = (torch.from_numpy(each[number]) for each in (self.boxes, self.scores, self.labels))
+        nothing = torch.ones(0, 0, dtype=torch.bool)
+        return [Detection(*each, keep=nothing) for each in zip(boxes, scores, labels, strict=True)]
 
     @classmethod
     def joined(cls, parts: Sequence[Parts]) -> Parts:
@@ -267,8 +294,9 @@ def _part(
             outputs.append(_detected(yolos, inputs, kept, plan.prune_after, machine))
             progress.advance(len(inputs.sizes))
         counts = [[int(mask.sum()) for mask in kept] for kept in masks if kept is not None]
-        boxes, scores, labels = (np.stack([output[column] for output in outputs]) for column in range(3))
-        found.append(Parts(background, shapes, boxes, scores, labels, np.array(counts, np.int64)))
+        boxes, scores, labels = zip(*outputs, strict=True)
+        arrays = np.stack(boxes), np.stack(scores), np.stack(labels), np.array(counts, np.int64)
+        found.append(Parts(background, shapes, *arrays))
     return Parts.joined(found)
 
 
@@ -327,7 +355,6 @@ def _times_of(
     size = min(plan.batch_size, len(inputs.sizes))
     timings = take_turns(detectors, inputs, size, plan.rounds, machine.autocast, progress.advance)
     batch = inputs.batches(size)[0]
-    memory = [peak_memory_mb(lambda each=each: run(each, batch, machine.autocast), device) for each in detectors]
-    return ThresholdTimes.of(
-        threshold, dict(zip(("dense", *plan.masks), zip(timings, memory, strict=True), strict=True))
-    )
+    memory = [peak_memory_mb(partial(run, each, batch, machine.autocast), device) for each in detectors]
+    found = zip(timings, memory, strict=True)
+    return ThresholdTimes.of(threshold, dict(zip(("dense", *plan.masks), found, strict=True)))

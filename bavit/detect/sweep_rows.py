@@ -200,7 +200,7 @@ def _setting(
         notes.append("The detector has random weights: tokens, MACs and times are real, its AP means nothing.")
     if data.rows.scores is None and "labels" in plan.masks:
         notes.append(
-            "The labels have no scores: masks from the ground truth are the labels themselves at every threshold below 1."
+            "The labels have no scores: masks from the ground truth are the labels alone, at all thresholds below 1."
         )
     return Setting(
         bavit=names["bavit"],
