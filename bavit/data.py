@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -75,8 +75,15 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """In page-locked memory, from which copies to a GPU need not wait."""
-        scores = None if self.scores is None else self.scores.pin_memory()
-        return Batch(self.rows, self.pixels.pin_memory(), self.labels.pin_memory(), scores, self.faults)
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """On a device, but for the row numbers."""
+        return self._each(lambda values: values.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        scores = None if self.scores is None else change(self.scores)
+        return Batch(self.rows, change(self.pixels), change(self.labels), scores, self.faults)
 
 
 class ShardImages(Dataset[Sample]):
@@ -230,7 +237,14 @@ def epoch_order(rows: Rows, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.concatenate([*pieces, rng.permutation(np.concatenate(window))])
 
 
-def loader(dataset: ShardImages, order: BatchOrder, workers: int, *, pin: bool = False) -> DataLoader[Any]:
+def loader(
+    dataset: Dataset[Any],
+    order: BatchOrder,
+    workers: int,
+    *,
+    pin: bool = False,
+    collate: Callable[[Sequence[Any]], Any] = collate,
+) -> DataLoader[Any]:
     """Batches of a data set, decoded by worker processes, or in this one where there are none."""
     return DataLoader(
         dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def read_pickled(path: Path, allowed: Sequence[type] = ()) -> object:
         TokenLabelsError: it is missing, cut short, or holds anything else.
     """
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")  # torch's, about what damage makes of a file
             return torch.load(path, map_location="cpu", weights_only=True)
     except _BAD_PICKLE:
         raise TokenLabelsError(f"{path}: cannot be read as weights alone (cut short, or it holds more).") from None

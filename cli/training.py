@@ -25,7 +25,7 @@ from cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bavit.background.training_run import Task
+    from bavit.training.learner import Task
     from tokenlabels.reader import Build
 
 DATA, MODEL, RECIPE, AUGMENT, STORE = (
@@ -160,12 +160,12 @@ def train(
 
         require_extra()
         from bavit.augment import no_crops
-        from bavit.background.interruption import Interrupted
-        from bavit.background.run_folder import read_run
         from bavit.background.settings import Settings
         from bavit.background.train import train
-        from bavit.background.training_run import Task
         from bavit.device import is_first_rank
+        from bavit.training.interruption import Interrupted
+        from bavit.training.learner import Task
+        from bavit.training.run_folder import read_run
         from tokenlabels.reader import open_build
 
         choices: dict[str, Any] = {

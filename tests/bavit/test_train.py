@@ -18,16 +18,17 @@ from safetensors.torch import load_file
 
 import tokenlabels
 from bavit import BAViT
-from bavit.background import training_run as package
-from bavit.background.checkpoint import load_checkpoint
-from bavit.background.interruption import Interrupted
+from bavit.background import train as package
 from bavit.background.label_counts import balanced_weights
 from bavit.background.loss import loss_sums
 from bavit.background.settings import Settings
 from bavit.background.train import train
-from bavit.background.training_run import DivergedError, Task
 from bavit.pictures import PictureError
 from bavit.rows import Rows, read_rows
+from bavit.training.checkpoint import load_checkpoint
+from bavit.training.interruption import Interrupted
+from bavit.training.learner import Task
+from bavit.training.run import DivergedError, TrainingRun
 from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 from tokenlabels.progress import Silent
 from tokenlabels.reader import Build
@@ -199,14 +200,14 @@ def test_a_loss_that_is_not_finite_ends_it(task: Task, monkeypatch: pytest.Monke
 
 def test_gradients_that_are_not_finite_in_the_last_step(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite, the weights are not: neither model nor checkpoint is overwritten."""
-    real = package.TrainingRun.step
+    real = TrainingRun.step
 
-    def step(run: package.TrainingRun, batch: Any) -> None:
+    def step(run: TrainingRun, batch: Any) -> None:
         real(run, batch)
         if run.state.epoch == 1 and run.state.batch == run.order.batches:
             run.plain.vit.get_parameter("head.weight").data[0, 0] = float("inf")
 
-    monkeypatch.setattr(package.TrainingRun, "step", step)
+    monkeypatch.setattr(TrainingRun, "step", step)
     with pytest.raises(DivergedError, match=r"weights are not finite at step 5 \(epoch 2"):
         train(task, Settings.make(**TINY), TINY, Silent())
     assert load_checkpoint(task.out).epoch == 1

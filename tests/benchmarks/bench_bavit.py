@@ -29,10 +29,12 @@ from torch.utils.data import DataLoader, Dataset
 import tokenlabels
 from bavit.background.predict import Place
 from bavit.background.settings import Settings
-from bavit.background.training_run import Task, TrainingRun, new_model
+from bavit.background.train import BackgroundLearner, new_model
 from bavit.data import Batch, BatchOrder, ShardImages, loader
 from bavit.device import make_fabric, pick_device, pick_precision
 from bavit.rows import Rows, read_rows
+from bavit.training.learner import Task
+from bavit.training.run import TrainingRun
 from tokenlabels.progress import Silent
 
 _KINDS = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -163,7 +165,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         settings = Settings.make(init="none", recipe=recipe, depth=arguments.depth, batch_size=arguments.batch_size,
                                  precision=precision, compile=arguments.compile, epochs=1000)  # fmt: skip
         task = Task(rows, rows, None, None, folder / recipe, workers=0, device=device)
-        run = TrainingRun(task, settings, {}, make_fabric(device, precision), Silent())
+        run = TrainingRun(BackgroundLearner(task, settings), {}, make_fabric(device, precision), Silent())
         run.begin(0)
         sides[recipe] = lambda run=run: (run.step(batch), len(batch.labels))[1]  # type: ignore[misc]
     trained = rates(sides, arguments.rounds, arguments.steps, device)

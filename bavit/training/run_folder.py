@@ -1,6 +1,6 @@
 """The folder of a training run: what is in it, who may write to it, and the figures of its epochs.
 
-config.json, model.safetensors   the model, for `BAViT.from_pretrained`
+config.json, model.safetensors   the model, for its `from_pretrained`
 run.json                         settings, data and versions
 metrics.jsonl, curves.png        figures of every epoch
 checkpoint.pt                    what `--resume` goes on from
@@ -14,14 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bavit.background.checkpoint import CHECKPOINT_FILE
 from bavit.rows import Rows
+from bavit.training.checkpoint import CHECKPOINT_FILE
 from bavit.weights import CONFIG_FILE, WEIGHTS_FILE
 from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.shards import is_temporary, write_atomically
 
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-_FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, CONFIG_FILE, WEIGHTS_FILE)
+_MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json")
+"""What `save_pretrained` of any model writes."""
+
+_FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, *_MODEL_FILES)
 
 
 def check_claim(folder: Path, *, overwrite: bool) -> None:

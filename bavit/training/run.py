@@ -1,4 +1,4 @@
-"""A training run that goes on: model, optimizer, batches, figures, and their state on disk. `train.py` is the loop."""
+"""A training run that goes on: model, optimizer, batches, figures, and their state on disk. `loop.py` is the loop."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import copy
 import math
 import signal
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,115 +15,65 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bavit.background import initialize
-from bavit.background.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from bavit.background.confusion import Confusion
-from bavit.background.curves import draw_curves
-from bavit.background.label_counts import balanced_weights, baselines
-from bavit.background.loss import loss_sums, soft_targets
-from bavit.background.model import BAViT
-from bavit.background.optimizer import make_optimizer, set_rate
-from bavit.background.run_folder import (
+from bavit.data import BatchOrder, loader
+from bavit.device import pick_precision
+from bavit.environment import describe
+from bavit.pictures import PictureError
+from bavit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from bavit.training.learner import Learner, PictureBatch, Task
+from bavit.training.optimizer import make_optimizer, rate_share, set_rate
+from bavit.training.run_folder import (
     CURVES_FILE,
     check_claim,
     check_same,
     claim,
     clear_temporaries,
-    data_digest,
     data_facts,
     doubts,
     write_metrics,
     write_run,
 )
-from bavit.background.settings import Settings
-from bavit.data import Batch, BatchOrder, ShardImages, loader
-from bavit.device import pick_precision
-from bavit.environment import describe
-from bavit.pictures import PictureError
-from bavit.rows import Rows
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.progress import Progress
-from tokenlabels.stats_shards import FOREGROUND, IGNORE
 
 _DRAW_SECONDS = 15.0
-
-_FIRST_PICTURES = 128
-"""Pictures that initialisation from scratch looks at."""
 
 
 class DivergedError(TokenLabelsError):
     """The loss is not finite any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is trained on, and where it goes.
-
-    Attributes:
-        train: rows to train on.
-        val: rows to validate on, on the same grid.
-        images: folder of the pictures of `train`, or None where they are embedded.
-        val_images: of `val`.
-        out: folder of the run.
-        workers: processes that decode pictures.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        resume: go on with the run that is there.
-        overwrite: delete it.
-        tensorboard: write events for TensorBoard, too.
-    """
-
-    train: Rows
-    val: Rows
-    images: Path | None
-    val_images: Path | None
-    out: Path
-    workers: int = 1
-    device: str = "auto"
-    resume: bool = False
-    overwrite: bool = False
-    tensorboard: bool = False
-
-
 class TrainingRun:
     """A run that goes on: the live objects, and what `TrainingState` keeps of them."""
 
-    def __init__(
-        self, task: Task, settings: Settings, given: dict[str, Any], fabric: Fabric, progress: Progress
-    ) -> None:
-        self.settings, self.fabric, self.progress, self.out = settings, fabric, progress, task.out
+    def __init__(self, learner: Learner[Any], given: dict[str, Any], fabric: Fabric, progress: Progress) -> None:
+        self.learner, self.fabric, self.progress = learner, fabric, progress
+        task, self.settings = learner.task, learner.settings
+        self.out, self.recipe = task.out, self.settings.optimization
         self.stopped_by = 0
-        self.recipe = settings.optimization
-        digest = data_digest([task.train, task.val])
-        stored = self._stored(task, settings, digest)
-        seed, world, rank = settings.seed, fabric.world_size, fabric.global_rank
-        pin = fabric.device.type == "cuda"
-        dataset = ShardImages(task.train, task.images, self.recipe.augmentation, seed)
-        self.order = BatchOrder(task.train, settings.batch_size, seed, world, rank)
-        self.loader = loader(dataset, self.order, task.workers, pin=pin)
-        val_order = BatchOrder(task.val, settings.batch_size, None, world, rank)
-        self.val_loader = loader(ShardImages(task.val, task.val_images), val_order, min(task.workers, 2), pin=pin)
-        self.tau = task.train.header.tau
-        self.class_weights = balanced_weights(task.train) if settings.class_weights == "balanced" else None
-        torch.manual_seed(seed)
-        model = new_model(settings, task.train)
+        digest = learner.digest()
+        stored = self._stored(task, digest)
+        self._load_data(task)
+        torch.manual_seed(self.settings.seed)
+        model: Any = learner.new_model()
         if stored is None:
-            _initialize(model, settings, task)
+            learner.initialize(model)
         model = model.to(fabric.device).to(memory_format=torch.channels_last)
         self.plain = model
         self.average = copy.deepcopy(model).eval().requires_grad_(False) if self.recipe.ema else None
-        self.optimizer: Optimizer = make_optimizer(model, self.recipe)
-        self.state = stored or self._first_state(settings, digest)
+        self.optimizer: Optimizer = make_optimizer(model, self.recipe, learner.lr_factors)
+        self.state = stored or self._first_state(digest)
         if stored is not None:
             self._restore(stored)
-        compiled: Any = torch.compile(model) if settings.compile else model
+        compiled: Any = torch.compile(model) if self.settings.compile else model
         self.model, self.stepper = fabric.setup(compiled, self.optimizer)
         self.exact = torch.float32 if fabric.device.type == "mps" else torch.float64  # Metal has no float64
         self.sums = self.state.sums.to(self.exact).to(fabric.device)
         self.pending: Tensor | None = None
         self.wish: Tensor | None = None
-        self.baselines, self.drawn = baselines(task.val), 0.0
+        self.drawn = 0.0
         if fabric.is_global_zero:
-            for text in (self._described(task), *doubts(task.train, task.val)):
+            for text in (learner.described(self._place()), *doubts(task.train, task.val)):
                 progress.note(text)
         board = _board_maker() if task.tensorboard and fabric.is_global_zero else None
         if stored is None:
@@ -132,16 +82,25 @@ class TrainingRun:
             clear_temporaries(task.out)
         self.board = board and board(str(task.out))
 
-    def _stored(self, task: Task, settings: Settings, digest: str) -> TrainingState | None:
+    def _load_data(self, task: Task) -> None:
+        world, rank, size = self.fabric.world_size, self.fabric.global_rank, self.settings.batch_size
+        pin = self.fabric.device.type == "cuda"
+        dataset, val_dataset = self.learner.data()
+        self.order = BatchOrder(task.train, size, self.settings.seed, world, rank)
+        self.loader = loader(dataset, self.order, task.workers, pin=pin, collate=self.learner.collate)
+        val_order = BatchOrder(task.val, size, None, world, rank)
+        self.val_loader = loader(val_dataset, val_order, min(task.workers, 2), pin=pin, collate=self.learner.collate)
+
+    def _stored(self, task: Task, digest: str) -> TrainingState | None:
         """The stored state, where the run is resumed."""
         if not task.resume:
             check_claim(task.out, overwrite=task.overwrite)
             self.fabric.barrier()
             return None
         stored = load_checkpoint(task.out)
-        check_same(task.out, stored.settings | {"data": stored.data}, settings.as_json() | {"data": digest})
-        if stored.epoch >= settings.epochs:
-            raise ParameterError(f"{task.out}: all {settings.epochs} epochs are done: there is nothing to resume.")
+        check_same(task.out, stored.settings | {"data": stored.data}, self.settings.as_json() | {"data": digest})
+        if stored.epoch >= self.settings.epochs:
+            raise ParameterError(f"{task.out}: all {self.settings.epochs} epochs are done: there is nothing to resume.")
         return stored
 
     def _claim(self, task: Task, given: dict[str, Any], digest: str) -> None:
@@ -159,10 +118,9 @@ class TrainingRun:
             write_run(self.out, about)
         self.fabric.barrier()
 
-    def _first_state(self, settings: Settings, digest: str) -> TrainingState:
-        nothing = torch.zeros(4, dtype=torch.float64)
-        rng = torch.get_rng_state()
-        return TrainingState({}, None, {}, {}, 0, 0, nothing, rng, settings.as_json(), digest)
+    def _first_state(self, digest: str) -> TrainingState:
+        nothing = torch.zeros(2 + self.learner.counts, dtype=torch.float64)
+        return TrainingState({}, None, {}, {}, 0, 0, nothing, torch.get_rng_state(), self.settings.as_json(), digest)
 
     def _restore(self, stored: TrainingState) -> None:
         try:
@@ -177,16 +135,10 @@ class TrainingRun:
         if not self.fabric.is_global_zero:
             stored.skipped = 0  # it counts those of all ranks
 
-    def _described(self, task: Task) -> str:
+    def _place(self) -> str:
         ranks = f", {self.fabric.world_size} ranks" if self.fabric.world_size > 1 else ""
         device = self.fabric.device
-        return (
-            f"{self.plain.parameter_count:,} parameters, {self.plain.macs / 1e9:.3f} GMAC an image; "
-            f"{len(task.train):,} images to train on, {len(task.val):,} to validate; "
-            f"{device}, precision {pick_precision(self.settings.precision, device.type)}{ranks}; "
-            f"accuracy of the majority {self.baselines['majority']:.2%}, of the position alone "
-            f"{self.baselines['position_prior']:.2%}"
-        )
+        return f"{device}, precision {pick_precision(self.settings.precision, device.type)}{ranks}"
 
     @property
     def steps(self) -> int:
@@ -206,14 +158,12 @@ class TrainingRun:
         self.progress.stage(f"epoch {epoch + 1}/{self.settings.epochs}", self.order.batches)
         self.progress.advance(self.state.batch)
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: Any) -> None:
         """One step of the optimizer."""
         self._count_faults(batch)
-        pixels, labels, targets = self._on_device(batch)
-        set_rate(self.optimizer.param_groups, self.recipe, self.steps, self.settings.epochs * self.order.batches)
-        logits = self.model(pixels)
-        total, weight = loss_sums(logits, labels, self.class_weights, targets)
-        everywhere = self._over_ranks(weight.detach()).clamp(min=1e-30)
+        set_rate(self.optimizer.param_groups, self.recipe, self.steps, self._all_steps())
+        total, weight, counts = self.learner.loss(self.model, batch.to(self.fabric.device))
+        everywhere = self.over_ranks(weight.detach()).clamp(min=1e-30)
         loss = total * self.fabric.world_size / everywhere  # ranks average gradients, they do not add them up
         self._check_pending()
         self.fabric.backward(loss)
@@ -224,18 +174,14 @@ class TrainingRun:
         self.state.batch += 1
         self._average()
         self.pending = loss.detach()
-        self._add(total, weight, logits, labels)
-        self.images += len(labels)
+        self.sums += torch.stack([value.detach().to(self.exact) for value in (total, weight, *counts)])
+        self.images += len(batch.rows)
         self.progress.advance(1)
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        pixels = self.plain.normalise(batch.pixels.to(self.fabric.device, non_blocking=True))
-        labels = batch.labels.to(self.fabric.device, non_blocking=True)
-        if not self.recipe.soft_targets or batch.scores is None:
-            return pixels, labels, None
-        return pixels, labels, soft_targets(batch.scores.to(self.fabric.device, non_blocking=True), self.tau)
+    def _all_steps(self) -> int:
+        return self.settings.epochs * self.order.batches
 
-    def _count_faults(self, batch: Batch) -> None:
+    def _count_faults(self, batch: PictureBatch) -> None:
         if batch.faults and self.settings.on_error == "raise":
             fault = next(iter(batch.faults.values()))
             raise PictureError(f"{fault} Mend it, or leave such pictures out with --on-error skip.")
@@ -269,16 +215,10 @@ class TrainingRun:
             for mean, value in zip(self.average.parameters(), self.plain.parameters(), strict=True):
                 mean.lerp_(value, share)
 
-    def _add(self, total: Tensor, weight: Tensor, logits: Tensor, labels: Tensor) -> None:
-        with torch.no_grad():
-            counted = labels != IGNORE
-            right = ((logits[..., 1] >= logits[..., 0]) == (labels == FOREGROUND)) & counted
-            self.sums += torch.stack([total.detach(), weight, right.sum(), counted.sum()]).to(self.exact)
-
     def wished(self, number: int) -> bool:
         """Whether any rank was asked to stop; of several ranks a step later, so that no GPU need be waited for."""
         if self.fabric.world_size > 1:
-            before, self.wish = self.wish, self._over_ranks(torch.tensor(number, device=self.fabric.device))
+            before, self.wish = self.wish, self.over_ranks(torch.tensor(number, device=self.fabric.device))
             number = 0 if before is None or not int(before) else number or signal.SIGTERM
         self.stopped_by = number
         return number > 0
@@ -288,15 +228,15 @@ class TrainingRun:
         self._check_pending()
         self._check_weights()
         seconds = self._clock()
-        sums = self._over_ranks(self.sums).tolist()
-        if not sums[3]:
+        total, weight, *counts = self.over_ranks(self.sums).tolist()
+        if not weight:
             raise PictureError(f"{self.out}: no picture of the epoch could be used: is --images the right folder?")
         record: dict[str, float] = {
             "epoch": self.state.epoch + 1,
             "step": self.steps,
-            "lr": self.optimizer.param_groups[-1]["lr"],
-            "train_loss": sums[0] / max(sums[1], 1e-30),
-            "train_accuracy": sums[2] / max(sums[3], 1),
+            "lr": self.recipe.lr * rate_share(self.recipe, self.steps - 1, self._all_steps()),
+            "train_loss": total / max(weight, 1e-30),
+            **self.learner.trained(counts),
             **self._validate(),
             "skipped": self._skipped(),
             "images_per_second": self.images * self.fabric.world_size / seconds,
@@ -309,7 +249,7 @@ class TrainingRun:
 
     def _write(self, record: dict[str, float]) -> None:
         if self.fabric.is_global_zero:
-            self.progress.note(_told(record, self.settings.epochs))
+            self.progress.note(self.learner.told(record))
             (self.average or self.plain).save_pretrained(self.out)
             write_metrics(self.out, self.state.history)
             self._draw()
@@ -329,7 +269,7 @@ class TrainingRun:
     def _draw(self) -> None:
         """Draw the curves, but not so often that it takes any time to speak of."""
         if self.state.epoch == self.settings.epochs or time.monotonic() - self.drawn > _DRAW_SECONDS:
-            draw_curves(self.state.history, self.out / CURVES_FILE, **self.baselines)
+            self.learner.draw(self.state.history, self.out / CURVES_FILE)
             self.drawn = time.monotonic()
 
     def pause(self) -> None:
@@ -348,7 +288,7 @@ class TrainingRun:
             average=None if self.average is None else self.average.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scaler=self.fabric.strategy.precision.state_dict(),
-            sums=self._over_ranks(self.sums).cpu().double() / ranks,
+            sums=self.over_ranks(self.sums).cpu().double() / ranks,
             skipped=self._skipped(),
             rng=torch.get_rng_state(),
         )
@@ -358,80 +298,26 @@ class TrainingRun:
 
     def _skipped(self) -> int:
         """Pictures that all ranks left out."""
-        return int(self._over_ranks(torch.tensor(float(self.state.skipped), device=self.fabric.device)))
+        return int(self.over_ranks(torch.tensor(float(self.state.skipped), device=self.fabric.device)))
 
     def _validate(self) -> dict[str, float]:
-        model = self.average or self.plain
-        counts = torch.zeros(4, dtype=self.exact, device=self.fabric.device)
-        losses = torch.zeros(2, dtype=self.exact, device=self.fabric.device)
-        model.eval()
+        model = (self.average or self.plain).eval()
+        with torch.no_grad(), self.fabric.autocast():
+            return self.learner.validated(model, self)
+
+    def val_batches(self) -> Iterator[Any]:
+        """What this rank validates on, on its device."""
         for batch in self.val_loader:
             self._count_faults(batch)
-            pixels, labels, _ = self._on_device(batch)
-            with torch.no_grad(), self.fabric.autocast():
-                logits = model(pixels)
-            losses += torch.stack(loss_sums(logits, labels)).to(self.exact)
-            kept, foreground = logits[..., 1] >= logits[..., 0], labels == FOREGROUND
-            counted = labels != IGNORE
-            cells = (kept & foreground, kept & ~foreground & counted, ~kept & foreground, ~kept & ~foreground & counted)
-            counts += torch.stack([cell.sum() for cell in cells]).to(self.exact)
-        if not self._over_ranks(counts).sum():
-            raise PictureError(
-                f"{self.out}: no picture to validate on could be used: is --val-images the right folder?"
-            )
-        found = Confusion(*(int(count) for count in self._over_ranks(counts).tolist()))
-        loss, weight = self._over_ranks(losses).tolist()
-        return {
-            "val_loss": loss / max(weight, 1),
-            "val_accuracy": found.accuracy,
-            "val_balanced_accuracy": found.balanced_accuracy,
-            "val_fg_recall": found.fg_recall,
-            "val_fg_iou": found.fg_iou,
-        }
+            yield batch.to(self.fabric.device)
 
-    def _over_ranks(self, sums: Tensor) -> Tensor:
+    def over_ranks(self, sums: Tensor) -> Tensor:
+        """The sum over all ranks."""
         if self.fabric.world_size == 1:
             return sums
         found = self.fabric.all_reduce(sums.clone(), reduce_op="sum")
         assert isinstance(found, Tensor)
         return found
-
-
-def new_model(settings: Settings, rows: Rows) -> BAViT:
-    """A model for the grid of some rows."""
-    grid = rows.grid
-    assert grid.image_size is not None
-    return BAViT(
-        depth=settings.depth,
-        width=settings.width,
-        patch=grid.patch,
-        image_size=grid.image_size,
-        resize=grid.resize,
-    )
-
-
-def _initialize(model: BAViT, settings: Settings, task: Task) -> None:
-    if settings.init == "imagenet":
-        initialize.from_imagenet(model)
-    elif settings.init != "none":
-        initialize.from_checkpoint(model, Path(settings.init))
-    else:
-        dataset = ShardImages(task.train, task.images)
-        chosen = torch.linspace(0, len(dataset) - 1, min(_FIRST_PICTURES, len(dataset))).long().tolist()
-        samples = [dataset[0, row] for row in chosen]
-        usable = [torch.from_numpy(sample.pixels) for sample in samples if sample.fault is None]
-        if not usable:
-            raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
-        pixels = model.normalise(torch.stack(usable).permute(0, 3, 1, 2))
-        initialize.from_scratch(model, pixels, torch.Generator().manual_seed(settings.seed))
-
-
-def _told(record: dict[str, float], epochs: int) -> str:
-    return (
-        f"epoch {record['epoch']}/{epochs}: loss {record['train_loss']:.4f}, validation loss {record['val_loss']:.4f}, "
-        f"accuracy {record['val_accuracy']:.2%}, balanced {record['val_balanced_accuracy']:.2%}, "
-        f"{record['images_per_second']:.0f} images/s"
-    )
 
 
 def _board_maker() -> Any:

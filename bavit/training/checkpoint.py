@@ -32,7 +32,7 @@ class TrainingState:
         scaler: state dict of the scale of gradients, empty unless training in fp16.
         epoch: epochs that are done.
         batch: batches of the next one that are done.
-        sums: float64 (4,), of these batches: loss, weight, right answers, tokens counted.
+        sums: float64 (n,), of these batches: loss, weight, and what the learner counts.
         history: one record of figures for each epoch done.
         skipped: pictures left out so far.
         seconds: of training so far.
@@ -83,16 +83,7 @@ def load_checkpoint(folder: Path) -> TrainingState:
         return TrainingState(**found)
     except TokenLabelsError:
         raise
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ):
+    except _DAMAGED:
         raise TokenLabelsError(
             f"{path}: is damaged or no checkpoint of bavit: train anew with --overwrite, or fetch it again."
         ) from None
