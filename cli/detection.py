@@ -167,7 +167,7 @@ def sweep(
     seed: Annotated[int, typer.Option(min=0, help="Of random masks.", rich_help_panel=PRUNING)] = 0,
     time_images: Annotated[
         int, typer.Option(min=1, help="Time this many images, held in memory.", rich_help_panel=TIMING)
-    ] = 16,
+    ] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Times through them.", rich_help_panel=TIMING)] = 3,
     out: Annotated[
         Path, typer.Option(help="Folder for sweep.json, .csv, .png and .html.", rich_help_panel=STORE)

@@ -69,7 +69,7 @@ def found_boxes(detection: Detection, labels: Sequence[str], min_score: float = 
 
 def draw_detection(
     picture: Image.Image,
-    kept: NDArray[np.bool_],
+    kept: NDArray[np.bool_] | None,
     boxes: Sequence[Box],
     *,
     original: bool = True,
@@ -80,7 +80,8 @@ def draw_detection(
 
     Args:
         picture: the source picture, any mode and size.
-        kept: bool (rows, cols), patches of the detector's grid, which is spread over all of the picture.
+        kept: bool (rows, cols), patches of the detector's grid, which is spread over all of the picture; None: all, and
+            nothing is said of it.
         boxes: what was found.
         original: draw the picture itself, too; with the true boxes where these are given.
         truth: the true boxes.
@@ -97,7 +98,8 @@ def draw_detection(
     factors = shown.width / picture.width, shown.height / picture.height
     found = f"{len(boxes)} box{'' if len(boxes) == 1 else 'es'}"
     head = f"{printable(caption)}: " if caption else ""
-    panels = [(f"{head}{kept.mean():.0%} of patches kept, {found}", with_boxes(sparse(shown, kept), boxes, factors))]
+    seen, share = (shown, "") if kept is None else (sparse(shown, kept), f"{kept.mean():.0%} of patches kept, ")
+    panels = [(f"{head}{share}{found}", with_boxes(seen, boxes, factors))]
     if original:
         name = "original" if truth is None else "ground truth"
         panels.insert(0, (name, with_boxes(shown, truth or (), factors)))

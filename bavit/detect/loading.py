@@ -77,4 +77,4 @@ class Machine:
         """Device, precision, threads and version of torch, as text."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else self.device
         threads = {"threads": str(torch.get_num_threads())} if self.device == "cpu" else {}
-        return {"device": name, "precision": self.precision, **threads, "torch": torch.__version__}
+        return {"device": name, "precision": self.precision, **threads, "torch": str(torch.__version__)}

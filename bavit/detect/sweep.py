@@ -67,7 +67,7 @@ class Plan:
     refine_steps: int = 3
     prune_after: int = 0
     batch_size: int = 8
-    time_images: int = 16
+    time_images: int = 8
     rounds: int = 3
     workers: int = 1
     seed: int = 0

@@ -43,8 +43,7 @@ def samples(
         one = slice(index, index + 1)
         maker = mask_maker(bavit, data, plan, parts.background[one], parts.shapes[one], index)
         truth = true_boxes(data, yolos, index)
-        everything = np.ones(tuple(parts.shapes[index].tolist()), np.bool_)
-        drawn = draw_detection(picture, everything, truth, original=False, caption="ground truth")
+        drawn = draw_detection(picture, None, truth, original=False, caption="ground truth")
         found.append(Sample(f"{name}, ground truth", drawn, "Objects of"))
         for setting in shown:
             number = 1 + plan.settings.index(setting)
