@@ -2,6 +2,8 @@
 
     model = bavit.BAViT.from_pretrained("bavit-run")
     kept = model.kept(model.preprocess(pictures))    # bool (B, rows, cols)
+    detector = bavit.PrunedDetector(model, bavit.Yolos.from_pretrained("hustvl/yolos-tiny"))
+    found = detector(pictures)    # boxes, scores, labels of each
 
 Everything is imported on first use, so that `import bavit` does not load torch.
 """
@@ -15,11 +17,15 @@ if TYPE_CHECKING:
     from bavit.background.model import BAViT
     from bavit.background.refine import refine, resize_mask
     from bavit.detect.accounting import token_reduction
+    from bavit.detect.pruned import PrunedDetector
+    from bavit.detect.yolos import Yolos
 
-__all__ = ["BAViT", "refine", "resize_mask", "token_reduction"]
+__all__ = ["BAViT", "PrunedDetector", "Yolos", "refine", "resize_mask", "token_reduction"]
 
 _HOMES = {
     "BAViT": ("background.model", "BAViT"),
+    "PrunedDetector": ("detect.pruned", "PrunedDetector"),
+    "Yolos": ("detect.yolos", "Yolos"),
     "refine": ("background.refine", "refine"),
     "resize_mask": ("background.refine", "resize_mask"),
     "token_reduction": ("detect.accounting", "token_reduction"),

@@ -1,4 +1,4 @@
-"""Pictures of the rows of a build: embedded in its shards, or files in a folder. Every fault names its picture."""
+"""Pictures: of the rows of a build, embedded in its shards or files in a folder; of any file; and in memory."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import struct
 import warnings
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+from torch import Tensor
 
 from bavit.rows import Rows
 from tokenlabels.annotations import MAX_PIXELS
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.sources.paths import is_inside
+
+Picture: TypeAlias = Image.Image | Tensor
+"""What models take: a PIL image, or a uint8 tensor (3, H, W) of RGB."""
 
 CACHED_BYTES = 256 << 20
 """Embedded pictures that a process holds, as they are in the shard; at least one row group is."""
@@ -176,3 +183,23 @@ def open_picture(
     except _UNREADABLE as fault:
         reason = getattr(fault, "strerror", None) or "empty, cut short, or no image"
         raise PictureError(f"{name}: cannot be read as an image ({reason}).") from None
+
+
+def several_pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
+    """One or several pictures as a list.
+
+    Raises:
+        ParameterError: a tensor of another shape or type.
+    """
+    found = [images] if isinstance(images, (Image.Image, Tensor)) else list(images)
+    for image in found:
+        if isinstance(image, Tensor) and (image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3):
+            raise ParameterError(
+                f"a picture is a PIL image or a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}."
+            )
+    return found
+
+
+def picture_size(image: Picture) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    return image.size if isinstance(image, Image.Image) else (int(image.shape[-1]), int(image.shape[-2]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from bavit.background.refine import refine
 from bavit.flops import background_vit
+from bavit.pictures import Picture, several_pictures
 from bavit.weights import CONFIG_FILE, HUB_FAULTS, HUB_ID, WEIGHTS_FILE, load_weights, read_safetensors
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.model_input import model_input
 from tokenlabels.shards import write_atomically
-
-Picture: TypeAlias = Image.Image | Tensor
 
 HALF = (0.5, 0.5, 0.5)
 MAX_REFINE_STEPS = 1000
@@ -142,8 +141,7 @@ class BAViT(
         Raises:
             ParameterError: a tensor of another shape or type.
         """
-        several = [images] if isinstance(images, (Image.Image, Tensor)) else images
-        resized = [np.array(model_input(_as_pil(image), self.grid)) for image in several]
+        resized = [np.array(model_input(_as_pil(image), self.grid)) for image in several_pictures(images)]
         if not resized:
             height, width = self.grid.image_size or (0, 0)
             return torch.empty(0, 3, height, width, device=self.mean.device)
@@ -277,8 +275,4 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 def _as_pil(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ParameterError(
-            f"a picture is a PIL image or a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}."
-        )
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))

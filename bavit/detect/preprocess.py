@@ -1,9 +1,8 @@
-"""Pictures as a YOLOS takes them, sized as its authors evaluate it; and its boxes as pixels of the picture."""
+"""Pictures as a YOLOS takes them, sized as its authors evaluate it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bavit.detect.config import YolosConfig
+from bavit.pictures import Picture, several_pictures
 from tokenlabels.errors import ParameterError
-
-Picture: TypeAlias = Image.Image | Tensor
 
 
 def detector_size(width: int, height: int, shortest: int, longest: int, patch: int) -> tuple[int, int]:
@@ -64,8 +62,7 @@ def preprocess(
     Raises:
         ParameterError: a tensor of another shape or type, or a picture without pixels.
     """
-    several = [images] if isinstance(images, (Image.Image, Tensor)) else images
-    resized = [_resized(_as_tensor(image), config) for image in several]
+    resized = [_resized(_as_tensor(image), config) for image in several_pictures(images)]
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     scale, shift = 1 / (255 * std), -mean / std
     if len({image.shape for image in resized}) != 1:
@@ -80,10 +77,6 @@ def _as_tensor(image: Picture) -> Tensor:
     """uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ParameterError(
-            f"a picture is a PIL image or a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}."
-        )
     return image
 
 
@@ -98,18 +91,3 @@ def _resized(image: Tensor, config: YolosConfig) -> Tensor:
     if image.device.type == "cpu":
         return interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     return interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round_().clamp_(0, 255)
-
-
-def to_source(boxes: Tensor, width: int, height: int) -> Tensor:
-    """Boxes as pixels of the picture.
-
-    Args:
-        boxes: (..., 4), centre x, centre y, width, height in 0..1.
-        width: of the picture, in pixels.
-        height: of the picture.
-
-    Returns:
-        (..., 4), left, top, right, bottom in pixels; not clipped.
-    """
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], -1) * boxes.new_tensor([width, height, width, height])

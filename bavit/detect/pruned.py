@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from bavit.attention import Backend
-from bavit.background.model import BAViT, Picture
+from bavit.background.model import BAViT
 from bavit.detect.pruning import Pruning, Size
 from bavit.detect.yolos import Yolos, YolosOutput
+from bavit.pictures import Picture, picture_size, several_pictures
 from tokenlabels.errors import ParameterError
 
 
@@ -113,11 +113,11 @@ class PrunedDetector(nn.Module):
         Raises:
             ParameterError: a tensor of another shape or type, or a picture that cannot be resized.
         """
-        several = [images] if isinstance(images, (Image.Image, Tensor)) else list(images)
+        several = several_pictures(images)
         if not several:
             return []
         times = StageTimes() if times is None else times
-        sizes = [_size(image) for image in several]
+        sizes = [picture_size(image) for image in several]
         device = self.yolos.backbone.cls_token.device
         with times.stage("input of BAViT", device):
             small = None if self.bavit is None else self.bavit.preprocess(several)
@@ -188,10 +188,6 @@ def detections(
     everything = [torch.ones(grid, dtype=torch.bool, device=boxes.device) for grid in grids]
     masks = everything if keep is None else [m if m is not None else e for m, e in zip(keep, everything, strict=True)]
     return [Detection(*each) for each in zip(boxes, scores, labels, masks, strict=True)]
-
-
-def _size(image: Picture) -> Size:
-    return image.size if isinstance(image, Image.Image) else (int(image.shape[-1]), int(image.shape[-2]))
 
 
 def _now(device: torch.device) -> float:

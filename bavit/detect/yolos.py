@@ -20,8 +20,9 @@ from torch.nn.functional import interpolate, relu
 
 from bavit.attention import Backend
 from bavit.detect.config import YolosConfig
-from bavit.detect.preprocess import Picture, preprocess
+from bavit.detect.preprocess import preprocess
 from bavit.detect.weights import read_detector, write_detector
+from bavit.pictures import Picture
 from bavit.ragged import RaggedTokens, pack
 from bavit.vit import run_block
 from bavit.weights import load_weights

@@ -12,7 +12,7 @@ from transformers import YolosImageProcessor
 from transformers.models.yolos.image_processing_yolos import get_size_with_aspect_ratio_yolos
 
 from bavit.detect.config import YolosConfig
-from bavit.detect.preprocess import detector_size, preprocess, to_source
+from bavit.detect.preprocess import detector_size, preprocess
 from tokenlabels.errors import ParameterError
 
 CONFIG = YolosConfig()
@@ -110,8 +110,3 @@ def test_what_is_no_picture(picture: Image.Image | torch.Tensor) -> None:
     with pytest.raises(ParameterError, match=r"uint8|nothing to detect") as caught:
         preprocess([picture], CONFIG)
     assert "\n" not in str(caught.value)
-
-
-def test_boxes_become_pixels() -> None:
-    boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2]]])
-    torch.testing.assert_close(to_source(boxes, 200, 100), torch.tensor([[[0.0, 0, 200, 100], [0, 40, 100, 60]]]))
