@@ -33,7 +33,8 @@ def make_sweep(
         dense_ms, ideal = 240.0 + 10 * threshold, macs_dense / macs
         return SweepRow(
             threshold=threshold, sparsity=sparsity, mask=mask, ap=found, ap50=found * 1.6, ap75=found * 0.9,
-            ap_small=found * 0.3, ap_medium=found * 0.9, ap_large=None, kept_patches=kept, tokens_bavit=1152.0,
+            ap_small=found * 0.3, ap_medium=found * 0.9, ap_large=None, ap_dense=ap, ap50_dense=ap * 1.6,
+            kept_patches=kept, tokens_bavit=1152.0,
             tokens_detector=12288.0, tokens_pruned=pruned, tokens_total=1152.0 + pruned,
             reduction=1 - (1152 + pruned) / 12288, macs=macs, macs_dense=macs_dense,
             latency_ms=dense_ms / (0.93 * ideal), latency_p95_ms=dense_ms / (0.85 * ideal),

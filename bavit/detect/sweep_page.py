@@ -93,7 +93,7 @@ def _notes(sweep: Sweep) -> str:
     if not sweep.setting.notes:
         return ""
     items = "".join(f"<p>{esc(text)}</p>" for text in sweep.setting.notes)
-    return f'<div class="notice wide">{items}</div>'
+    return f'<div class="notice">{items}</div>'
 
 
 def _precision(sweep: Sweep) -> str:
