@@ -13,13 +13,11 @@ from cli.options import (
     BatchOption,
     DeviceName,
     DeviceOption,
-    EvalSplitOption,
     JsonOption,
     OnErrorName,
     PlainPrecision,
     PrecisionName,
     RunArgument,
-    ThresholdOption,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +47,10 @@ FolderOption = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+SplitsOption = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="Split, repeatable [default: those named val*, else all].", rich_help_panel=DATA),
+]
 FirstOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N.", rich_help_panel=DATA)]
 FaultsOption = Annotated[
     OnErrorName, typer.Option(help="COCO files with bad annotations: stop, or leave them out.", rich_help_panel=DATA)
@@ -73,24 +75,31 @@ def detect(
     context: typer.Context,
     run: RunArgument,
     detector: DetectorArgument,
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGES...]", help="Images, or folders of images.")
-    ] = None,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help="Images, or folders of images.")] = None,
     coco: Annotated[
         Path | None,
         typer.Option(help="Instead: a COCO folder, a COCO annotation file, or a build.", rich_help_panel=DATA),
     ] = None,
-    split: EvalSplitOption = None,
+    split: SplitsOption = None,
     folder: FolderOption = None,
-    limit: FirstOption = None,
+    limit: SplitsOption = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="Split, repeatable [default: those named val*, else all].", rich_help_panel=DATA),
+]
+FirstOption = None,
     on_error: FaultsOption = OnErrorName.raise_,
-    threshold: ThresholdOption = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Remove patches of a greater background probability [default: the model's].", rich_help_panel=PRUNING
+        ),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=0, help="Keep so many patches of every image.", rich_help_panel=PRUNING)
     ] = None,
     sparsity: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Remove this share of the patches of every image.", rich_help_panel=PRUNING),
+        typer.Option(help="Remove this share of the patches of every image.", rich_help_panel=PRUNING),
     ] = None,
     max_tokens: Annotated[
         int | None,
@@ -120,15 +129,16 @@ def detect(
         from bavit.detect import detect as package
         from bavit.detect.loading import Machine, load_detector
         from bavit.detect.pruned import PrunedDetector
+        from bavit.detect.pruning import Pruning
 
+        stays: dict[str, Any] = {"top_k": top_k, "sparsity": sparsity, "max_tokens": max_tokens, "refine_steps": refine}
+        Pruning(threshold, **stays, prune_after=prune_after)  # before anything is read
         machine = Machine.pick(device.value, precision.value)
         progress.stage("loading")
         model = load_model(run)
         pictures = _pictures(model, images, coco, split, folder, limit, on_error, progress)
-        found = PrunedDetector(
-            model, load_detector(detector, _classes(pictures.truth)), threshold,
-            top_k=top_k, sparsity=sparsity, max_tokens=max_tokens, refine_steps=refine, prune_after=prune_after,
-        )  # fmt: skip
+        yolos = load_detector(detector, _classes(pictures.truth))
+        found = PrunedDetector(model, yolos, threshold, **stays, prune_after=prune_after)
         wish = package.Wish(batch_size, _threads(workers), draw, min_score)
         told = package.detect(found, pictures, wish, machine, out, progress)
         progress.stop()
@@ -147,9 +157,13 @@ def sweep(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="A build, a COCO folder, or a COCO annotation file.")
     ],
-    split: EvalSplitOption = None,
+    split: SplitsOption = None,
     folder: FolderOption = None,
-    limit: FirstOption = None,
+    limit: SplitsOption = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="Split, repeatable [default: those named val*, else all].", rich_help_panel=DATA),
+]
+FirstOption = None,
     on_error: FaultsOption = OnErrorName.raise_,
     thresholds: Annotated[
         str | None,

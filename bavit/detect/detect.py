@@ -16,7 +16,7 @@ from PIL import Image
 from bavit.detect.accounting import detector_macs
 from bavit.detect.coco import Detections
 from bavit.detect.draw import MIN_SCORE, draw_detection, found_boxes
-from bavit.detect.evaluate import evaluate_detections, flat_detections
+from bavit.detect.evaluate import check_classes, evaluate_detections, flat_detections
 from bavit.detect.ground_truth import DetectionSet
 from bavit.detect.loading import Machine
 from bavit.detect.pruned import Detection, PrunedDetector, StageTimes
@@ -104,6 +104,9 @@ def detect(
         OutputError: the folder cannot be written.
         TokenLabelsError: the weights are damaged.
     """
+    truth, config = pictures.truth, detector.yolos.config
+    if truth is not None:
+        check_classes(truth, config, progress)
     make_folder(out, pictures.files)
     drawings = [out / f"{name}-detections.png" for name in result_names([Path(name) for name in pictures.names])]
     detector = detector.to(machine.device)
@@ -119,8 +122,6 @@ def detect(
             found.append(detection)
         times.seconds[_WRITING] = times.seconds.get(_WRITING, 0.0) + time.perf_counter() - begun
         progress.advance(len(batch))
-    config = detector.yolos.config
-    truth = pictures.truth
     flat = _flat(found) if truth is None else flat_detections(found, config, truth.categories)
     write_results(out / RESULTS_FILE, pictures.ids, flat)
     scores = {} if truth is None else _scores(truth, found, detector)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bavit.background.model import BAViT
 from bavit.detect.coco import Scores
-from bavit.detect.evaluate import evaluate_detections
+from bavit.detect.evaluate import check_classes, evaluate_detections
 from bavit.detect.ground_truth import DetectionSet
 from bavit.detect.loading import Machine
 from bavit.detect.masking import MaskMaker, label_background, none_where_full
@@ -150,7 +150,7 @@ def sweep(
         progress: told about every image.
 
     Raises:
-        ParameterError: labels on another grid, or a detector of other classes.
+        ParameterError: labels on another grid, a detector of other classes, or one of fewer blocks.
         PictureError: a picture cannot be read.
         OutputError: `out` cannot be written.
         TokenLabelsError: the set holds no objects.
@@ -160,6 +160,8 @@ def sweep(
             f"{data.rows.folder} has labels on the grid {data.rows.header.grid}, not on {bavit.grid.name}: build "
             "labels on that grid, or leave out the masks of the labels."
         )
+    check_classes(data, yolos.config, progress)
+    PrunedDetector(bavit, yolos, prune_after=plan.prune_after)
     device = torch.device(machine.device)
     bavit, yolos = bavit.to(device).eval(), yolos.to(device).eval()
     cache = SweepCache(out, digest(bavit, yolos, data, plan, machine))
