@@ -9,6 +9,7 @@ import typer
 from cli.console import GroupedCommand, errors_reported, print_json, print_line, run_app
 from cli.detection import detect, sweep
 from cli.evaluation import calibrate, evaluate, predict
+from cli.finetuning import finetune
 from cli.training import train
 from tokenlabels import __version__
 
@@ -62,6 +63,7 @@ app.command(cls=GroupedCommand)(calibrate)
 app.command(cls=GroupedCommand)(predict)
 app.command(cls=GroupedCommand)(detect)
 app.command(cls=GroupedCommand)(sweep)
+app.command(cls=GroupedCommand)(finetune)
 
 
 def main() -> None:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import (
+from cli.options import JsonOption, OnErrorName
+from cli.running import (
     NOTHING_KEPT,
     BatchOption,
     DeviceName,
     DeviceOption,
-    JsonOption,
-    OnErrorName,
     PlainPrecision,
     PrecisionName,
     RunArgument,
@@ -82,11 +81,7 @@ def detect(
     ] = None,
     split: SplitsOption = None,
     folder: FolderOption = None,
-    limit: SplitsOption = Annotated[
-    list[str] | None,
-    typer.Option("--split", help="Split, repeatable [default: those named val*, else all].", rich_help_panel=DATA),
-]
-FirstOption = None,
+    limit: FirstOption = None,
     on_error: FaultsOption = OnErrorName.raise_,
     threshold: Annotated[
         float | None,
@@ -159,11 +154,7 @@ def sweep(
     ],
     split: SplitsOption = None,
     folder: FolderOption = None,
-    limit: SplitsOption = Annotated[
-    list[str] | None,
-    typer.Option("--split", help="Split, repeatable [default: those named val*, else all].", rich_help_panel=DATA),
-]
-FirstOption = None,
+    limit: FirstOption = None,
     on_error: FaultsOption = OnErrorName.raise_,
     thresholds: Annotated[
         str | None,

@@ -8,24 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import (
+from cli.options import JsonOption, OnErrorName
+from cli.running import (
     NOTHING_KEPT,
     BatchOption,
     CompileOption,
     DeviceName,
     DeviceOption,
-    EvalSplitOption,
-    JsonOption,
     LoadersOption,
-    OnErrorName,
     PicturesOption,
     PlainPrecision,
     PrecisionName,
-    RefineOption,
     RunArgument,
     ShardsArgument,
-    SkipOption,
-    ThresholdOption,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +32,18 @@ if TYPE_CHECKING:
     from bavit.rows import Rows
 
 _LISTED = 12
+
+EvalSplitOption = Annotated[
+    list[str] | None, typer.Option("--split", help="Split, repeatable [default: those named val*, else all].")
+]
+SkipOption = Annotated[OnErrorName, typer.Option(help="An image that cannot be read: stop, or leave out and count.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(help="Remove tokens of a greater background probability [default: the model's].", min=0, max=1),
+]
+RefineOption = Annotated[
+    int | None, typer.Option("--refine", min=0, max=1000, help="Steps of refinement [default: the model's].")
+]
 
 
 def evaluate(

@@ -77,27 +77,6 @@ class RasterizerName(StrEnum):
     pycocotools = "pycocotools"
 
 
-class PrecisionName(StrEnum):
-    """Precisions."""
-
-    auto = "auto"
-    full = "32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class DeviceName(StrEnum):
-    """Devices."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-MACHINE = "Machine"
-NOTHING_KEPT = "this command had nothing to keep, run it again"
-
 READ, GRID, RULE = "What is read", "Grid", "Rule and foreground"
 VALUES, STORE = "Values of semantic masks", "What is written"
 
@@ -160,32 +139,3 @@ LimitOption = Annotated[
 ]
 GridOption = Annotated[str | None, typer.Option(help="Grid name [default: the first].")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].")]
-
-ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of a build (tokenlabels build).")]
-PicturesOption = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the images [default: those embedded in the shards].")
-]
-DeviceOption = Annotated[DeviceName, typer.Option(help="Where the model runs.", rich_help_panel=MACHINE)]
-PrecisionOption = Annotated[
-    PrecisionName | None,
-    typer.Option(help="Of the arithmetic; auto: bf16 where the hardware has it.", rich_help_panel=MACHINE),
-]
-CompileOption = Annotated[bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=MACHINE)]
-LoadersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=0, help="Processes that decode images [default: by cores].", rich_help_panel=MACHINE),
-]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or a Hugging Face hub id.")]
-EvalSplitOption = Annotated[
-    list[str] | None, typer.Option("--split", help="Split, repeatable [default: those named val*, else all].")
-]
-SkipOption = Annotated[OnErrorName, typer.Option(help="An image that cannot be read: stop, or leave out and count.")]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option(help="Remove tokens of a greater background probability [default: the model's].", min=0, max=1),
-]
-RefineOption = Annotated[
-    int | None, typer.Option("--refine", min=0, max=1000, help="Steps of refinement [default: the model's].")
-]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=MACHINE)]
-PlainPrecision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic.", rich_help_panel=MACHINE)]

@@ -8,33 +8,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table, say
-from cli.options import (
+from cli.console import StderrProgress, errors_reported
+from cli.options import GridOption, JsonOption
+from cli.running import (
+    AUGMENT,
+    MODEL,
     NOTHING_KEPT,
+    RECIPE,
+    ClipOption,
+    ColourOption,
     CompileOption,
+    DecayOption,
     DeviceName,
     DeviceOption,
-    GridOption,
-    JsonOption,
+    EmaOption,
+    FlipOption,
     LoadersOption,
-    OnErrorName,
+    OnErrorOption,
     PrecisionOption,
+    RateOption,
+    ReplaceOption,
+    ResumeOption,
+    RunOption,
+    SeedOption,
     ShardsArgument,
+    TensorBoardOption,
+    TrainPicturesOption,
+    TrainSplitOption,
+    ValOption,
+    ValPicturesOption,
+    ValSplitOption,
+    carry_out,
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from bavit.training.learner import Task
     from tokenlabels.reader import Build
-
-DATA, MODEL, RECIPE, AUGMENT, STORE = (
-    "Data",
-    "Model",
-    "Recipe",
-    "Changes of training pictures",
-    "What is written",
-)
 
 
 class RecipeChoice(StrEnum):
@@ -55,31 +64,14 @@ class WeightsName(StrEnum):
 def train(
     context: typer.Context,
     shards: ShardsArgument,
-    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel=STORE)] = Path("bavit-run"),
-    val: Annotated[
-        Path | None, typer.Option(help="Another build to validate on [default: SHARDS].", rich_help_panel=DATA)
-    ] = None,
-    train_split: Annotated[
-        list[str] | None,
-        typer.Option(help="Split to train on, repeatable [default: those named train*].", rich_help_panel=DATA),
-    ] = None,
-    val_split: Annotated[
-        list[str] | None,
-        typer.Option(help="Split to validate on, repeatable [default: those named val*].", rich_help_panel=DATA),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images [default: those embedded in the shards].", rich_help_panel=DATA),
-    ] = None,
-    val_images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the validation images [default: --images].", rich_help_panel=DATA),
-    ] = None,
+    out: RunOption = Path("bavit-run"),
+    val: ValOption = None,
+    train_split: TrainSplitOption = None,
+    val_split: ValSplitOption = None,
+    images: TrainPicturesOption = None,
+    val_images: ValPicturesOption = None,
     grid: GridOption = None,
-    on_error: Annotated[
-        OnErrorName | None,
-        typer.Option(help="An image that cannot be read: stop, or leave out and count.", rich_help_panel=DATA),
-    ] = None,
+    on_error: OnErrorOption = None,
     depth: Annotated[
         int | None, typer.Option(help="Blocks; 2 is BAViT-small, 10 BAViT-large [default: 2].", rich_help_panel=MODEL)
     ] = None,
@@ -106,16 +98,10 @@ def train(
             rich_help_panel=RECIPE,
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate [default: recipe's].", rich_help_panel=RECIPE)] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay [default: recipe's].", rich_help_panel=RECIPE)
-    ] = None,
-    clip: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradient, 0: any.", rich_help_panel=RECIPE)
-    ] = None,
-    ema: Annotated[
-        float | None, typer.Option(help="Decay of the moving average of weights, 0: none.", rich_help_panel=RECIPE)
-    ] = None,
+    lr: RateOption = None,
+    weight_decay: DecayOption = None,
+    clip: ClipOption = None,
+    ema: EmaOption = None,
     class_weights: Annotated[
         WeightsName | None,
         typer.Option(help="Weigh the labels as tokenlabels stats says [default: none].", rich_help_panel=RECIPE),
@@ -128,30 +114,20 @@ def train(
             rich_help_panel=RECIPE,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random [default: 0].", rich_help_panel=RECIPE)] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror every second one.", rich_help_panel=AUGMENT)
-    ] = None,
+    seed: SeedOption = None,
+    flip: FlipOption = None,
     crop: Annotated[
         float | None,
         typer.Option(help="Least share of the area of random crops, 1: none; box rules.", rich_help_panel=AUGMENT),
     ] = None,
-    colour: Annotated[
-        float | None, typer.Option(help="Strength of changes of colour, 0: none.", rich_help_panel=AUGMENT)
-    ] = None,
+    colour: ColourOption = None,
     device: DeviceOption = DeviceName.auto,
     precision: PrecisionOption = None,
     compile_model: CompileOption = False,
     workers: LoadersOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=STORE)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run in --out.", rich_help_panel=STORE)
-    ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.", rich_help_panel=STORE)
-    ] = False,
+    resume: ResumeOption = False,
+    overwrite: ReplaceOption = False,
+    tensorboard: TensorBoardOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a background-aware ViT on the labels of a build."""
@@ -162,8 +138,6 @@ def train(
         from bavit.augment import no_crops
         from bavit.background.settings import Settings
         from bavit.background.train import train
-        from bavit.device import is_first_rank
-        from bavit.training.interruption import Interrupted
         from bavit.training.learner import Task
         from bavit.training.run_folder import read_run
         from tokenlabels.reader import open_build
@@ -206,21 +180,7 @@ def train(
             Task, build, val, train_split, val_split, grid, images, val_images, settings.optimization.soft_targets,
             out=out, device=device.value, workers=workers, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
         )  # fmt: skip
-        try:
-            found = train(task, settings, given, progress)
-        except Interrupted as stop:
-            progress.stop()
-            if is_first_rank():
-                say(f"interrupted at {stop}: the state is saved, run the same command with --resume to go on.")
-            raise typer.Exit(128 + stop.number) from None
-        progress.stop()
-        if not is_first_rank():
-            return
-        if as_json:
-            print_json(found | {"out": str(out)})
-        else:
-            print_table(_table(found))
-            print_line(f"run: {out}")
+        carry_out(lambda: train(task, settings, given, progress), out, progress, as_json=as_json)
 
 
 def _task(
@@ -251,12 +211,3 @@ def _task(
         workers=default_workers() if workers is None else workers,
         **rest,
     )
-
-
-def _table(found: dict[str, float]) -> Table:
-    from rich.table import Table
-
-    table = Table("after the last epoch", "")
-    for name, value in found.items():
-        table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
-    return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from bavit.plots import (
     set_up,
     span,
 )
-from tokenlabels.errors import ParameterError
+from bavit.training.curves import Panel, draw_run
 
 
 def draw_curves(
@@ -39,58 +38,23 @@ def draw_curves(
     majority: float | None = None,
     position_prior: float | None = None,
 ) -> Path:
-    """Draw loss, accuracy and learning rate of a training run by epoch, as a PNG of 1200 x 400 pixels.
+    """Draw a training run; see `draw_run`.
 
     Args:
-        records: one for each epoch, as the lines of `metrics.jsonl`: `epoch` and any of `train_loss`, `val_loss`,
-            `train_accuracy`, `val_accuracy`, `val_balanced_accuracy`, `lr`. What is missing or not finite is left out;
-            of several records of one epoch the last counts.
+        records: see there; with any of `train_accuracy`, `val_accuracy`, `val_balanced_accuracy`.
         path: the file.
         majority: accuracy of always answering the commoner label of the validation set, 0..1.
         position_prior: accuracy of the best answer that looks at the position only, 0..1.
 
     Returns:
         `path`.
-
-    Raises:
-        ParameterError: there are no records.
-        OutputError: the file cannot be written.
     """
-    if not records:
-        raise ParameterError(f"{path}: there is no epoch to draw: train for one at least.")
-    last = {record["epoch"]: record for record in records}
-    kept = [last[epoch] for epoch in sorted(last)]
-    figure = figure_of(12, 4)
-    loss, accuracy, rate = (figure.add_subplot(1, 3, place) for place in (1, 2, 3))
-    for panel, title in ((loss, "Loss"), (accuracy, "Accuracy"), (rate, "Learning rate")):
-        set_up(panel, title, "epoch")
-        span(panel, sorted(last))
-    draw_lines(
-        loss,
-        [
-            _series(kept, "train_loss", "train", BLUE, ".3f"),
-            _series(kept, "val_loss", "validation", ORANGE, ".3f"),
-        ],
-    )
-    baselines = [
-        Line(name, accuracy.get_xlim(), [share, share], MUTED, "--", ".1%")
-        for name, share in (("majority", majority), ("position prior", position_prior))
-        if share is not None and math.isfinite(share)
+    lines = [
+        ("train_accuracy", "train", BLUE),
+        ("val_accuracy", "validation", ORANGE),
+        ("val_balanced_accuracy", "balanced", RED),
     ]
-    draw_lines(
-        accuracy,
-        [
-            _series(kept, "train_accuracy", "train", BLUE, ".1%"),
-            _series(kept, "val_accuracy", "validation", ORANGE, ".1%"),
-            _series(kept, "val_balanced_accuracy", "balanced", RED, ".1%"),
-            *baselines,
-        ],
-    )
-    as_percent(accuracy)
-    draw_lines(rate, [_series(kept, "lr", "", INK, "")])
-    rate.set_ylim(bottom=0)
-    rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    return save_figure(figure, Path(path))
+    return draw_run(records, path, Panel("Accuracy", lines, {"majority": majority, "position prior": position_prior}))
 
 
 def draw_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
@@ -191,16 +155,6 @@ def _draw_refinement(panel: Axes, evaluation: Evaluation) -> None:
     draw_lines(panel, lines)
     as_percent(panel)
     mark(panel, evaluation.refine_steps, "this evaluation")
-
-
-def _series(records: Sequence[Mapping[str, float]], key: str, name: str, colour: str, form: str) -> Line:
-    """One figure by epoch, where it is there."""
-    found = [record for record in records if _is_number(record.get(key))]
-    return Line(name, [record["epoch"] for record in found], [record[key] for record in found], colour, form=form)
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _short(value: float) -> str:

@@ -39,7 +39,7 @@ def from_scratch(model: BAViT, pixels: Tensor, generator: torch.Generator) -> No
     with torch.no_grad():
         positions = sine_positions(*model.shape, model.width)
         model.vit.get_parameter("pos_embed").copy_(_POSITION_SCALE * positions)
-        _whiten(model.vit.patch_embed.proj, pixels, model.width, generator)
+        whiten(model.vit.patch_embed.proj, pixels, model.width, generator)
 
 
 def sine_positions(rows: int, cols: int, width: int) -> Tensor:
@@ -47,17 +47,21 @@ def sine_positions(rows: int, cols: int, width: int) -> Tensor:
 
     Source: "An Empirical Study of Training Self-Supervised Vision Transformers" (MoCo v3), 2-D positions.
     """
+    down, across = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    return sines(torch.stack([down.flatten(), across.flatten()], 1), width)[None]
+
+
+def sines(places: Tensor, width: int) -> Tensor:
+    """float32 (n, width) of places (n, 2) in rows and columns, fractions too."""
     quarter = width // 4
     frequency = 10000 ** (-torch.arange(quarter) / quarter)
-    down, across = (torch.arange(count)[:, None] * frequency for count in (rows, cols))
-    down, across = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (down, across))
-    halves = [down[:, None].expand(rows, cols, -1), across[None].expand(rows, cols, -1)]
-    found = torch.zeros(1, rows * cols, width)
-    found[0, :, : 4 * quarter] = torch.cat(halves, 2).flatten(0, 1)
+    angles = places[:, :, None] * frequency
+    found = torch.zeros(len(places), width)
+    found[:, : 4 * quarter] = torch.cat([angles.sin(), angles.cos()], 2).flatten(1)
     return found
 
 
-def _whiten(layer: nn.Conv2d, pixels: Tensor, width: int, generator: torch.Generator) -> None:
+def whiten(layer: nn.Conv2d, pixels: Tensor, width: int, generator: torch.Generator) -> None:
     """Make the first layer project patches on their principal components, each of about equal variance."""
     size = (layer.kernel_size[0], layer.kernel_size[1])
     patches = unfold(pixels.float(), size, stride=size).transpose(1, 2).flatten(0, 1)

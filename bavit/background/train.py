@@ -45,6 +45,7 @@ class BackgroundLearner(Learner[Batch]):
     settings: Settings
     bavit: BAViT
     counts = 2  # right answers, and tokens that are not ignored
+    collate = staticmethod(collate)
 
     def __init__(self, task: Task, settings: Settings) -> None:
         super().__init__(task, settings)
@@ -66,9 +67,6 @@ class BackgroundLearner(Learner[Batch]):
         task, augmentation = self.task, self.settings.optimization.augmentation
         train = ShardImages(task.train, task.images, augmentation, self.settings.seed)
         return train, ShardImages(task.val, task.val_images)
-
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        return collate(samples)
 
     def new_model(self) -> BAViT:
         self.bavit = new_model(self.settings, self.task.train)
@@ -123,13 +121,14 @@ class BackgroundLearner(Learner[Batch]):
             "val_fg_iou": found.fg_iou,
         }
 
-    def described(self, place: str) -> str:
-        return (
+    def described(self, place: str) -> Sequence[str]:
+        told = (
             f"{self.bavit.parameter_count:,} parameters, {self.bavit.macs / 1e9:.3f} GMAC an image; "
             f"{len(self.task.train):,} images to train on, {len(self.task.val):,} to validate; {place}; "
             f"accuracy of the majority {self.baselines['majority']:.2%}, of the position alone "
             f"{self.baselines['position_prior']:.2%}"
         )
+        return [told]
 
     def told(self, record: Mapping[str, float]) -> str:
         return (

@@ -62,18 +62,22 @@ def preprocess(
     Raises:
         ParameterError: a tensor of another shape or type, or a picture without pixels.
     """
-    resized = [_resized(_as_tensor(image), config) for image in several_pictures(images)]
+    return normalise([_resized(as_tensor(image), config) for image in several_pictures(images)], config, device)
+
+
+def normalise(images: Sequence[Tensor], config: YolosConfig, device: torch.device | str) -> Tensor | list[Tensor]:
+    """(3, H_i, W_i) of 0 to 255 as `preprocess` returns them."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     scale, shift = 1 / (255 * std), -mean / std
-    if len({image.shape for image in resized}) != 1:
-        return [image.to(device).float().mul_(scale).add_(shift) for image in resized]
-    found = torch.empty(len(resized), *resized[0].shape, device=device)
-    for target, image in zip(found, resized, strict=True):
+    if len({image.shape for image in images}) != 1:
+        return [image.to(device).float().mul_(scale).add_(shift) for image in images]
+    found = torch.empty(len(images), *images[0].shape, device=device)
+    for target, image in zip(found, images, strict=True):
         target.copy_(image)
     return found.mul_(scale).add_(shift)
 
 
-def _as_tensor(image: Picture) -> Tensor:
+def as_tensor(image: Picture) -> Tensor:
     """uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -81,11 +85,15 @@ def _as_tensor(image: Picture) -> Tensor:
 
 
 def _resized(image: Tensor, config: YolosConfig) -> Tensor:
+    size = detector_size(image.shape[2], image.shape[1], config.shortest_edge, config.longest_edge, config.patch)
+    return resize(image, size)
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 (3, H, W) -> (3, H', W'), whole numbers 0 to 255: uint8, but float32 on devices that resize only that.
 
     On a CPU with AVX2 this takes 0.7 ms from 640 x 480 to 672 x 512, Pillow 2.4 ms; they differ by 1 of 255 at most.
     """
-    size = detector_size(image.shape[2], image.shape[1], config.shortest_edge, config.longest_edge, config.patch)
     if image.shape[1:] == size:
         return image
     if image.device.type == "cpu":

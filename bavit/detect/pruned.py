@@ -34,6 +34,10 @@ class Detection:
     labels: Tensor
     keep: Tensor
 
+    def cpu(self) -> Detection:
+        """The same in main memory."""
+        return Detection(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu(), self.keep.cpu())
+
 
 @dataclass(slots=True)
 class StageTimes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -79,16 +79,18 @@ class Learner(ABC, Generic[B]):
         settings: how.
         counts: how many numbers `loss` returns beside the loss and its weight.
         lr_factors: of the learning rate, by how the names of parameters begin.
+        collate: makes a batch of samples; a plain function, for worker processes are handed it.
 
     Raises:
         ParameterError: there are no rows.
     """
 
-    counts = 0
-    lr_factors: Mapping[str, float] = {}
+    counts: int
+    lr_factors: Mapping[str, float]
+    collate: Callable[[Sequence[Any]], B]
 
     def __init__(self, task: Task, settings: RunSettings) -> None:
-        self.task, self.settings = task, settings
+        self.task, self.settings, self.lr_factors = task, settings, {}
         for rows, what in ((task.train, "train on"), (task.val, "validate on")):
             if not len(rows):
                 splits = ", ".join(dict.fromkeys(group.split for group in rows.groups))
@@ -98,13 +100,13 @@ class Learner(ABC, Generic[B]):
         """Hex digest of what is trained and validated on."""
         return data_digest([self.task.train, self.task.val])
 
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be resumed, beside the data; JSON values."""
+        return self.settings.as_json()
+
     @abstractmethod
     def data(self) -> tuple[Dataset[Any], Dataset[Any]]:
         """Pictures to train on, changed at random, and to validate on; keys are (epoch, row)."""
-
-    @abstractmethod
-    def collate(self, samples: Sequence[Any]) -> B:
-        """Some of them as a batch."""
 
     @abstractmethod
     def new_model(self) -> nn.Module:
@@ -113,6 +115,10 @@ class Learner(ABC, Generic[B]):
     @abstractmethod
     def initialize(self, model: nn.Module) -> None:
         """Where its training starts."""
+
+    def answering(self, model: nn.Module) -> nn.Module:
+        """The module that `loss` is given, which has the parameters of the model and no others."""
+        return model
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: B) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
@@ -131,7 +137,7 @@ class Learner(ABC, Generic[B]):
         """Figures of a model in evaluation mode on `run.val_batches()`; without gradients, under autocast."""
 
     @abstractmethod
-    def described(self, place: str) -> str:
+    def described(self, place: str) -> Sequence[str]:
         """What a person is told before training; `place` names device, precision and ranks."""
 
     @abstractmethod

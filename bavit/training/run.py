@@ -65,7 +65,8 @@ class TrainingRun:
         self.state = stored or self._first_state(digest)
         if stored is not None:
             self._restore(stored)
-        compiled: Any = torch.compile(model) if self.settings.compile else model
+        answering = learner.answering(model)
+        compiled: Any = torch.compile(answering) if self.settings.compile else answering
         self.model, self.stepper = fabric.setup(compiled, self.optimizer)
         self.exact = torch.float32 if fabric.device.type == "mps" else torch.float64  # Metal has no float64
         self.sums = self.state.sums.to(self.exact).to(fabric.device)
@@ -73,7 +74,7 @@ class TrainingRun:
         self.wish: Tensor | None = None
         self.drawn = 0.0
         if fabric.is_global_zero:
-            for text in (learner.described(self._place()), *doubts(task.train, task.val)):
+            for text in (*learner.described(self._place()), *doubts(task.train, task.val)):
                 progress.note(text)
         board = _board_maker() if task.tensorboard and fabric.is_global_zero else None
         if stored is None:
@@ -98,7 +99,7 @@ class TrainingRun:
             self.fabric.barrier()
             return None
         stored = load_checkpoint(task.out)
-        check_same(task.out, stored.settings | {"data": stored.data}, self.settings.as_json() | {"data": digest})
+        check_same(task.out, stored.settings | {"data": stored.data}, self.learner.identity() | {"data": digest})
         if stored.epoch >= self.settings.epochs:
             raise ParameterError(f"{task.out}: all {self.settings.epochs} epochs are done: there is nothing to resume.")
         return stored
@@ -120,7 +121,7 @@ class TrainingRun:
 
     def _first_state(self, digest: str) -> TrainingState:
         nothing = torch.zeros(2 + self.learner.counts, dtype=torch.float64)
-        return TrainingState({}, None, {}, {}, 0, 0, nothing, torch.get_rng_state(), self.settings.as_json(), digest)
+        return TrainingState({}, None, {}, {}, 0, 0, nothing, torch.get_rng_state(), self.learner.identity(), digest)
 
     def _restore(self, stored: TrainingState) -> None:
         try:
@@ -310,6 +311,13 @@ class TrainingRun:
         for batch in self.val_loader:
             self._count_faults(batch)
             yield batch.to(self.fabric.device)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every rank has, in order."""
+        found: list[Any] = [value] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(found, value)
+        return found
 
     def over_ranks(self, sums: Tensor) -> Tensor:
         """The sum over all ranks."""

@@ -1,0 +1,276 @@
+"""Finetuning of a detector on the patches that a BAViT, or the labels, keep: what is its own of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bavit.background.model import BAViT, load_model
+from bavit.detect.accounting import detector_macs
+from bavit.detect.evaluate import evaluate_detections
+from bavit.detect.finetune_settings import FinetuneSettings
+from bavit.detect.ground_truth import DetectionSet
+from bavit.detect.initialize import from_scratch
+from bavit.detect.loss import set_loss, weighted
+from bavit.detect.preprocess import normalise
+from bavit.detect.pruned import Detection, detections
+from bavit.detect.samples import (
+    DetectionBatch,
+    DetectionImages,
+    Masks,
+    View,
+    collate_detections,
+    common_size,
+)
+from bavit.detect.start import start_of
+from bavit.detect.yolos import Yolos
+from bavit.pictures import PictureError, PictureReader
+from bavit.plots import BLUE, ORANGE
+from bavit.rows import Rows
+from bavit.training.curves import Panel, draw_run
+from bavit.training.learner import Learner, Task
+from bavit.training.loop import fit
+from bavit.training.run import TrainingRun
+from bavit.training.run_folder import data_digest
+from bavit.weights import load_weights
+from tokenlabels.errors import ParameterError
+from tokenlabels.progress import Progress
+
+_MASKS: dict[Masks, str] = {
+    "bavit": "patches are removed by a BAViT",
+    "labels": "patches labelled background are removed",
+    "random": "patches are removed at random",
+    "none": "no patch is removed",
+}
+
+_FIRST_PICTURES = 128
+"""Pictures that initialisation from scratch looks at."""
+
+
+def finetune(task: Task, settings: FinetuneSettings, given: dict[str, Any], progress: Progress) -> dict[str, float]:
+    """Train a detector, and leave it in a run folder; see `fit`."""
+    return fit(DetectionLearner(task, settings), given, progress)
+
+
+class Answering(nn.Module):
+    """A detector that answers after its last blocks, not only the last one.
+
+    Args:
+        yolos: the detector.
+        auxiliary: blocks before the last.
+        prune_after: blocks that see all patches.
+    """
+
+    def __init__(self, yolos: Yolos, auxiliary: int, prune_after: int) -> None:
+        super().__init__()
+        self.yolos, self._answers, self._prune_after = yolos, 1 + auxiliary, prune_after
+
+    def forward(self, pixels: Tensor | list[Tensor], keep: list[Tensor] | None) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Logits (B, T, K + 1) and boxes (B, T, 4) of each answer, the last block's last."""
+        blocks = self.yolos.blocks(pixels, keep, prune_after=self._prune_after)
+        answers = [self.yolos.read(tokens) for tokens in deque(blocks, self._answers)]
+        return tuple((answer.logits, answer.boxes) for answer in answers)
+
+
+class DetectionLearner(Learner[DetectionBatch]):
+    """Learns classes and boxes of objects from those patches that are kept.
+
+    Raises:
+        ParameterError: data and settings that contradict each other.
+        TokenLabelsError: the detector or the BAViT cannot be read.
+    """
+
+    settings: FinetuneSettings
+    counts = 6  # images; the parts of the loss, of each; patches, and those removed
+    collate = staticmethod(collate_detections)
+
+    def __init__(self, task: Task, settings: FinetuneSettings) -> None:
+        super().__init__(task, settings)
+        for rows, what in ((task.train, "train on"), (task.val, "validate on")):
+            if rows.objects["iscrowd"].all():
+                raise ParameterError(f"{rows.folder} holds no objects to {what}: name another split or build.")
+        if task.train.categories != task.val.categories:
+            raise ParameterError(
+                f"{task.train.folder} and {task.val.folder} have different categories: train and validate on the same."
+            )
+        self.start = start_of(settings, task.train)
+        config = self.start.config
+        after = settings.pruning.prune_after
+        if after >= config.depth:
+            raise ParameterError(f"--prune-after {after}: the detector has {config.depth} blocks.")
+        self.auxiliary = min(settings.auxiliary, config.depth - 1)
+        self.bavit: BAViT | None = None
+        if settings.bavit is not None:
+            self.bavit = load_model(settings.bavit).eval().requires_grad_(False)
+        factor = settings.head_lr if settings.head_lr is not None else 10.0 if self.start.note else 1.0
+        self.lr_factors = {"class_embed": factor}
+
+    def digest(self) -> str:
+        """Of objects, too."""
+        found = hashlib.sha256(data_digest([self.task.train, self.task.val]).encode())
+        for rows in (self.task.train, self.task.val):
+            for name in ("category", "iscrowd", "difficult"):
+                found.update(rows.objects[name].tobytes())
+            found.update(repr(rows.categories).encode())
+        return found.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """The weights of the BAViT, too: those in its folder may have been replaced."""
+        found = hashlib.sha256()
+        for value in self.bavit.state_dict().values() if self.bavit else ():
+            found.update(value.numpy().tobytes())
+        return super().identity() | {"weights of the BAViT": found.hexdigest()[:16] if self.bavit else None}
+
+    def data(self) -> tuple[DetectionImages, DetectionImages]:
+        task, settings, config = self.task, self.settings, self.start.config
+        plain = View(
+            patch=config.patch,
+            edges=(config.shortest_edge,),
+            aspect=config.longest_edge / config.shortest_edge,
+            masks=settings.masks,
+            sparsity=settings.pruning.sparsity or 0.0,
+            small=self.bavit.grid if self.bavit else None,
+        )
+        edges = settings.edges or plain.edges
+        changed = replace(plain, edges=edges, size=settings.size, augmentation=settings.augmentation)
+        classes, seed = self.start.classes, settings.seed
+        train = DetectionImages(task.train, task.images, classes, changed, seed)
+        return train, DetectionImages(task.val, task.val_images, classes, plain, seed)
+
+    def new_model(self) -> Yolos:
+        return Yolos(self.start.config)
+
+    def initialize(self, model: nn.Module) -> None:
+        assert isinstance(model, Yolos)
+        if self.start.state is not None:
+            load_weights(model, self.start.state, self.start.source)
+            return
+        task, view = self.task, View(model.config.patch, (model.config.shortest_edge,), 1.0, model.config.image_size)
+        dataset = DetectionImages(task.train, task.images, self.start.classes, view, self.settings.seed)
+        chosen = torch.linspace(0, len(dataset) - 1, min(_FIRST_PICTURES, len(dataset))).long().tolist()
+        samples = [dataset[0, row] for row in chosen]
+        usable = [sample.pixels for sample in samples if sample.fault is None]
+        if not usable:
+            raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
+        pixels = normalise(usable, model.config, "cpu")
+        assert isinstance(pixels, Tensor)
+        from_scratch(model, pixels, torch.Generator().manual_seed(self.settings.seed))
+
+    def answering(self, model: nn.Module) -> Answering:
+        assert isinstance(model, Yolos)
+        return Answering(model, self.auxiliary, self.settings.pruning.prune_after)
+
+    def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        images = torch.tensor(float(len(batch.used)), device=batch.values.device)
+        if not batch.used:
+            side = self.start.config.patch
+            answers = model(torch.zeros(1, 3, side, side, device=images.device), None)
+            nothing = 0 * torch.stack([value.sum() for answer in answers for value in answer]).sum()
+            return nothing, images, [images] * self.counts
+        keep = self.masks(batch)
+        found = set_loss(model(self.pixels(batch), keep), *batch.targets)
+        patches, kept = _patches(batch, keep)
+        return found.total * images, images, [images, *(part * images for part in found[1:]), patches, patches - kept]
+
+    def pixels(self, batch: DetectionBatch) -> Tensor | list[Tensor]:
+        """Inputs of the detector, normalised."""
+        return normalise(batch.pixels, self.start.config, batch.values.device)
+
+    @torch.no_grad()
+    def masks(self, batch: DetectionBatch) -> list[Tensor] | None:
+        """bool (rows_i, cols_i) of each image, None where all patches of all are kept."""
+        if self.bavit is None or batch.small is None:
+            return batch.keep
+        bavit = self.bavit.to(batch.small.device)
+        with torch.autocast(batch.small.device.type, enabled=False):
+            background = bavit.background(bavit.normalise(batch.small))
+        return self.settings.pruning.masks(background, bavit.grid, batch.sizes, batch.grids, bavit.threshold)
+
+    def trained(self, counts: Sequence[float]) -> dict[str, float]:
+        images, classes, l1, giou, patches, removed = counts
+        names = {"train_class": classes, "train_l1": l1, "train_giou": giou}
+        shares = {name: value / max(images, 1) for name, value in names.items()}
+        shares["train_loss"] = weighted(*shares.values())  # without what auxiliary answers cost, as in validation
+        return shares | {"train_sparsity": removed / max(patches, 1)}
+
+    def validated(self, model: nn.Module, run: TrainingRun) -> dict[str, float]:
+        assert isinstance(model, Yolos)
+        epoch = run.state.epoch + 1
+        if epoch % self.settings.val_every and epoch != self.settings.epochs:
+            return {}
+        sums = torch.zeros(4, dtype=run.exact, device=run.fabric.device)
+        mine: dict[int, Detection] = {}
+        for batch in run.val_batches():
+            if not batch.used:
+                continue
+            keep = self.masks(batch)
+            output = model(self.pixels(batch), keep, prune_after=self.settings.pruning.prune_after)
+            images = torch.tensor(float(len(batch.used)), device=sums.device)
+            loss = set_loss([(output.logits, output.boxes)], *batch.targets).total
+            sums += torch.stack([loss * images, images, *_patches(batch, keep)]).to(run.exact)
+            found = detections(output, keep, batch.grids, batch.sizes)
+            mine |= zip(batch.used, map(Detection.cpu, found), strict=True)
+        every = {row: each for part in run.gathered(mine) for row, each in part.items()}
+        if not every:
+            raise PictureError(
+                f"{self.task.out}: no picture to validate on could be used: is --val-images the right folder?"
+            )
+        loss, images, patches, kept = run.over_ranks(sums).tolist()
+        scores = evaluate_detections(self._val_set(sorted(every)), [every[row] for row in sorted(every)], model.config)
+        return {
+            "val_loss": loss / images,
+            "val_ap": scores.ap,
+            "val_ap50": scores.ap50,
+            "val_sparsity": 1 - kept / patches,
+        }
+
+    def _val_set(self, rows: Sequence[int]) -> DetectionSet:
+        chosen = np.zeros(len(self.task.val), np.bool_)
+        chosen[rows] = True
+        kept = self.task.val.keep(chosen)
+        return DetectionSet(kept, PictureReader(kept, self.task.val_images), self.task.val_images)
+
+    def described(self, place: str) -> Sequence[str]:
+        config, task = self.start.config, self.task
+        plain = View(config.patch, (config.shortest_edge,), config.longest_edge / config.shortest_edge)
+        height, width = common_size(task.val, plain)
+        patches = height * width // config.patch**2
+        told = (
+            f"{config.parameter_count:,} parameters, {detector_macs(config, patches, patches) / 1e9:.3f} GMAC for all "
+            f"patches of {height} x {width} pixels; {_counted(task.train)} to train on, {_counted(task.val)} to "
+            f"validate; {place}; {_MASKS[self.settings.masks]}"
+        )
+        return [told, self.start.note] if self.start.note else [told]
+
+    def told(self, record: Mapping[str, float]) -> str:
+        validated = ""
+        if "val_ap" in record:
+            validated = (
+                f"validation loss {record['val_loss']:.4f}, AP {record['val_ap']:.2%}, AP50 {record['val_ap50']:.2%}, "
+            )
+        return (
+            f"epoch {record['epoch']}/{self.settings.epochs}: loss {record['train_loss']:.4f} (classes "
+            f"{record['train_class']:.3f}, boxes {record['train_l1']:.3f} and {record['train_giou']:.3f}), {validated}"
+            f"{record['train_sparsity']:.1%} of patches removed, {record['images_per_second']:.0f} images/s"
+        )
+
+    def draw(self, history: Sequence[Mapping[str, float]], path: Path) -> None:
+        draw_run(history, path, Panel("Average precision", [("val_ap", "AP", BLUE), ("val_ap50", "AP50", ORANGE)], {}))
+
+
+def _patches(batch: DetectionBatch, keep: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Patches of a batch, and those that are kept."""
+    total = torch.tensor(sum(rows * cols for rows, cols in batch.grids), device=batch.values.device)
+    return total, total if keep is None else torch.stack([mask.sum() for mask in keep]).sum()
+
+
+def _counted(rows: Rows) -> str:
+    return f"{len(rows):,} images with {int((~rows.objects['iscrowd']).sum()):,} objects"
