@@ -402,6 +402,11 @@ def test_a_class_head_is_fitted_to_the_data(rows: Rows, tmp_path: Path) -> None:
     assert torch.equal(fitted["class_embed.layers.2.weight"][1], weight[place])
     assert torch.equal(fitted["class_embed.layers.2.weight"][-1], weight[-1])
     assert torch.allclose(fitted["class_embed.layers.2.weight"][0], weight[:-1].mean(0))
+    unnamed = Yolos(replace(CONFIG, labels=tuple(f"LABEL_{number}" for number in range(91)), named=False))
+    unnamed.save_pretrained(tmp_path / "unnamed")
+    by_id = start_of(FinetuneSettings.make(detector=str(tmp_path / "unnamed")), rows)
+    assert by_id.classes.tolist() == [entry.id for entry in rows.categories]
+    assert not by_id.note
     all_known = start_of(FinetuneSettings.make(detector=str(tmp_path)), named(rows, "Zebra"))
     assert not all_known.note
     assert all_known.config.labels == model.config.labels
