@@ -104,7 +104,7 @@ def draw_lines(panel: Axes, lines: Sequence[Line]) -> None:
     """Draw those lines that have points, and name them at the right, apart from each other."""
     drawn = [line for line in lines if line.y]
     for line in drawn:
-        marker = "o" if len(line.y) <= _MOST_MARKERS and line.style != "--" else ""
+        marker = "o" if len(line.y) <= _MOST_MARKERS and line.style in ("-", "-.") else ""
         panel.plot(
             line.x,
             line.y,

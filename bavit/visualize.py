@@ -65,8 +65,8 @@ def panels(
         ParameterError: the masks differ in shape, or do not divide the picture.
     """
     _check(picture, kept, refined, labels)
-    scaled = _scaled(picture)
-    y, x = (_edges(side, cells) for side, cells in zip((scaled.height, scaled.width), kept.shape, strict=True))
+    scaled = enlarged(picture)
+    y, x = _cell_edges(scaled, kept)
     drawn = [("original", scaled), (_caption("kept patches", kept), _greyed(scaled, kept, y, x))]
     if refined is not None:
         added = _outlined(_greyed(scaled, refined, y, x), refined & ~kept, y, x)
@@ -74,7 +74,25 @@ def panels(
     if labels is not None:
         true = _hatched(_greyed(scaled, labels == FOREGROUND, y, x), labels == IGNORE, y, x)
         drawn.append((_caption("ground truth", labels == FOREGROUND), true))
-    return _side_by_side(drawn)
+    return side_by_side(drawn)
+
+
+def sparse(picture: Image.Image, kept: Mask) -> Image.Image:
+    """The picture with its removed patches greyed out.
+
+    Args:
+        picture: RGB, of any size: the grid is spread over all of it, whole patches or not.
+        kept: bool (rows, cols).
+
+    Returns:
+        RGB of the same size.
+
+    Raises:
+        ParameterError: there are no patches.
+    """
+    if kept.ndim != 2 or not kept.size:
+        raise ParameterError(f"a mask of {_size(kept.shape)} patches is none of a picture.")
+    return _greyed(picture, kept, *_cell_edges(picture, kept))
 
 
 def mask_image(kept: Mask, grid: PatchGrid, width: int, height: int) -> Image.Image:
@@ -164,13 +182,18 @@ def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _scaled(picture: Image.Image) -> Image.Image:
-    """The picture as RGB, its long side between `_LEAST_SIDE` and `_MOST_SIDE`."""
+def enlarged(picture: Image.Image) -> Image.Image:
+    """The picture as RGB, its long side 384 to 960 pixels: by a whole factor where it is smaller."""
     long = max(picture.size)
     factor: float = -(-_LEAST_SIDE // long) if long < _LEAST_SIDE else min(1, _MOST_SIDE / long)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     picture = picture.convert("RGB")
     return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def _cell_edges(picture: Image.Image, kept: Mask) -> tuple[Edges, Edges]:
+    """Where the cells begin, down and across."""
+    return _edges(picture.height, kept.shape[0]), _edges(picture.width, kept.shape[1])
 
 
 def _edges(side: int, cells: int) -> Edges:
@@ -218,7 +241,7 @@ def _caption(text: str, kept: Mask) -> str:
     return f"{text}, {kept.mean():.0%}"
 
 
-def _side_by_side(drawn: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+def side_by_side(drawn: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Panels of one size in a row, each below its caption."""
     font = ImageFont.load_default(_FONT_SIZE)
     width, height = drawn[0][1].size

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.console import GroupedCommand, errors_reported, print_json, print_line, run_app
+from cli.detection import detect, sweep
 from cli.evaluation import calibrate, evaluate, predict
 from cli.finetuning import finetune
 from cli.training import train
@@ -60,6 +61,8 @@ app.command(cls=GroupedCommand)(train)
 app.command("eval", cls=GroupedCommand)(evaluate)
 app.command(cls=GroupedCommand)(calibrate)
 app.command(cls=GroupedCommand)(predict)
+app.command(cls=GroupedCommand)(detect)
+app.command(cls=GroupedCommand)(sweep)
 app.command(cls=GroupedCommand)(finetune)
 
 

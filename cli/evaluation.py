@@ -11,12 +11,15 @@ from cli.console import StderrProgress, errors_reported, print_json, print_line,
 from cli.options import JsonOption, OnErrorName
 from cli.running import (
     NOTHING_KEPT,
+    BatchOption,
     CompileOption,
     DeviceName,
     DeviceOption,
     LoadersOption,
     PicturesOption,
+    PlainPrecision,
     PrecisionName,
+    RunArgument,
     ShardsArgument,
 )
 
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
 _LISTED = 12
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or a Hugging Face hub id.")]
 EvalSplitOption = Annotated[
     list[str] | None, typer.Option("--split", help="Split, repeatable [default: those named val*, else all].")
 ]
@@ -42,8 +44,6 @@ ThresholdOption = Annotated[
 RefineOption = Annotated[
     int | None, typer.Option("--refine", min=0, max=1000, help="Steps of refinement [default: the model's].")
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel="Machine")]
-PlainPrecision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic.", rich_help_panel="Machine")]
 
 
 def evaluate(

@@ -45,6 +45,9 @@ class DeviceName(StrEnum):
     mps = "mps"
 
 
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or a Hugging Face hub id.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=MACHINE)]
+PlainPrecision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic.", rich_help_panel=MACHINE)]
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of a build (tokenlabels build).")]
 PicturesOption = Annotated[
     Path | None, typer.Option("--images", help="Folder of the images [default: those embedded in the shards].")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from bavit.background.model import BAViT
 from bavit.background.predict import Place, Prediction, Throughput, check_grid, predict_files
 from bavit.background.refine import drop_specks, refine
+from bavit.outputs import make_folder, result_names
 from bavit.rows import Rows
 from bavit.visualize import mask_image, panels, save_masks, save_png
-from tokenlabels.errors import OutputError
 from tokenlabels.progress import Progress
 
 SHOWN_STEPS = 3
@@ -68,10 +68,10 @@ def draw_predictions(
     """
     if truth is not None:
         check_grid(model, truth)
-    _make(out, paths)
+    make_folder(out, paths)
     threshold = model.threshold if choice.threshold is None else choice.threshold
     steps = model.refine_steps if choice.refine_steps is None else choice.refine_steps
-    names = _names(paths)
+    names = result_names(paths)
     throughput = Throughput()
     background, kept, refined = [], [], []
     for prediction, name in zip(predict_files(model, paths, place, throughput, progress), names, strict=True):
@@ -92,27 +92,6 @@ def draw_predictions(
         "model_images_per_second": throughput.images / max(throughput.model_seconds, 1e-9),
         "out": str(out),
     }
-
-
-def _make(out: Path, paths: list[Path]) -> None:
-    if any(path.resolve().parent == out.resolve() for path in paths):
-        raise OutputError(f"{out}: holds pictures to predict, which results might replace: name another --out.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise OutputError(f"{out}: cannot be written ({fault.strerror}): name another folder with --out.") from None
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """A name for the results of each file: its stem, with a number where that is taken."""
-    found: dict[str, None] = {}
-    for path in paths:
-        name, number = path.stem, 1
-        while name in found:
-            number += 1
-            name = f"{path.stem}-{number}"
-        found[name] = None
-    return list(found)
 
 
 def _truth(rows: Rows | None, prediction: Prediction) -> NDArray[np.uint8] | None:

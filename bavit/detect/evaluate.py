@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bavit.detect.classes import category_of_class, class_of_category
+from bavit.detect.classes import category_of_class, class_of_category, unknown_categories
 from bavit.detect.coco import Detections, Scores, evaluate_boxes
 from bavit.detect.config import YolosConfig
 from bavit.detect.ground_truth import DetectionSet
@@ -16,6 +16,9 @@ from bavit.detect.pruned import Detection
 from bavit.detect.results import as_written
 from tokenlabels.annotations import Category
 from tokenlabels.errors import ParameterError
+from tokenlabels.progress import Progress
+
+_SHOWN = 3
 
 
 def flat_detections(found: Sequence[Detection], config: YolosConfig, categories: Sequence[Category]) -> Detections:
@@ -56,6 +59,22 @@ def evaluate_detections(detection_set: DetectionSet, found: Sequence[Detection],
     if len(found) != len(detection_set):
         raise ParameterError(f"detections of {len(found)} images are not for a set of {len(detection_set)}.")
     return evaluate_boxes(detection_set.truth(), flat_detections(found, config, detection_set.categories))
+
+
+def check_classes(detection_set: DetectionSet, config: YolosConfig, progress: Progress) -> None:
+    """Make sure that a detector can find something of a set, and tell which categories it cannot find.
+
+    Raises:
+        ParameterError: see `class_of_category`.
+    """
+    categories = detection_set.categories
+    classes = class_of_category(config.labels, categories, named=config.named)
+    unknown = unknown_categories(classes, categories)
+    if unknown:
+        shown = ", ".join(name[:40] for name in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+        progress.note(
+            f"the detector has no class for {len(unknown)} of {len(categories)} categories ({shown}): their AP is 0."
+        )
 
 
 def _joined(parts: Sequence[torch.Tensor], empty: tuple[int, ...]) -> NDArray[np.float32]:

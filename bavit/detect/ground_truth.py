@@ -88,6 +88,7 @@ def open_detection_set(
     splits: Sequence[str] | None = None,
     images: Path | None = None,
     limit: int | None = None,
+    scores: bool = False,
     choose: Choice = evaluation_splits,
     on_error: OnError = "raise",
     progress: Progress | None = None,
@@ -102,6 +103,7 @@ def open_detection_set(
         splits: names of the splits to take.
         images: folder of the pictures; by default those in the shards, or beside the COCO annotations.
         limit: only the first images.
+        scores: read the scores of the labels too, where there are any.
         choose: which splits, where none is named.
         on_error: what to do about bad annotations in COCO files.
         progress: told about stages, and what a person should know.
@@ -117,10 +119,10 @@ def open_detection_set(
     if limit is not None and limit < 1:
         raise ParameterError(f"limit {limit} is too small: at least 1 image.")
     if _is_build(source):
-        rows = _rows_of_build(open_build(source), grid, splits, choose, progress)
+        rows = _rows_of_build(open_build(source), grid, splits, choose, scores, progress)
     else:
         found = _coco_source(source, splits, choose)
-        rows = _rows_of_coco(source, found, grid or PatchGrid.parse(), limit, on_error, progress)
+        rows = _rows_of_coco(source, found, grid or PatchGrid.parse(), limit, scores, on_error, progress)
         images = images or _picture_folder(source, found)
     if limit is not None:
         rows = rows.keep(np.arange(len(rows)) < limit)
@@ -205,7 +207,12 @@ def _picture_folder(source: Path, found: CocoSource) -> Path:
 
 
 def _rows_of_build(
-    build: Build, grid: PatchGrid | None, splits: Sequence[str] | None, choose: Choice, progress: Progress
+    build: Build,
+    grid: PatchGrid | None,
+    splits: Sequence[str] | None,
+    choose: Choice,
+    scores: bool,
+    progress: Progress,
 ) -> Rows:
     left_out = build.manifest["annotations_left_out_by_selection"]
     if left_out:
@@ -214,11 +221,19 @@ def _rows_of_build(
             "finds those objects is taken to be wrong."
         )
     name = grid.name if grid is not None and grid.name in build.grids else None
-    return read_rows(build, grid=name, splits=choose(build, splits), scores=False)
+    return read_rows(
+        build, grid=name, splits=choose(build, splits), scores=scores and build.manifest["parameters"]["scores"]
+    )
 
 
 def _rows_of_coco(
-    path: Path, source: CocoSource, grid: PatchGrid, limit: int | None, on_error: OnError, progress: Progress
+    path: Path,
+    source: CocoSource,
+    grid: PatchGrid,
+    limit: int | None,
+    scores: bool,
+    on_error: OnError,
+    progress: Progress,
 ) -> Rows:
     """The rows of a build that is gone when this returns."""
     size = grid.image_size
@@ -233,12 +248,12 @@ def _rows_of_coco(
             resize=grid.resize,
             rule="overlap",
             tau=_TAU,
-            scores=False,
+            scores=scores,
             limit=limit,
             on_error=on_error,
             progress=progress,
         )
-        rows = read_rows(build, splits=build.splits, scores=False)
+        rows = read_rows(build, splits=build.splits, scores=scores)
     return replace(rows, folder=path)
 
 

@@ -18,16 +18,26 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 386, 12, 198
 HEAT_STEPS = 10
 """Steps of the colour scale of the heat map, classes `h0` to `h9`."""
 
+_MOST_DOTS = 60
+"""A line of more points is drawn without dots."""
+
 _MAX_HEAT = 64
 """Rows or columns of a drawn heat map; larger ones are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a curve: its name as text, and y for each x."""
+    """One line of a curve.
+
+    Attributes:
+        name: as text.
+        y: for each x.
+        x: its own, where the lines of a curve differ in it.
+    """
 
     name: str
     y: Sequence[float]
+    x: Sequence[float] | None = None
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -87,28 +97,40 @@ def curve(
     title: str,
     mark: Mark | None = None,
     slider: bool = False,
+    unit: str = "%",
+    dots: bool = False,
 ) -> str:
-    """Shares over thresholds or over other shares.
+    """Shares, or other numbers of at least 0, over thresholds or over other shares.
 
     Args:
-        x: ascending in 0..1.
-        lines: shares; the first is the one that matters.
+        x: ascending in 0..1; of those lines that have none of their own.
+        lines: the first is the one that matters.
         x_label: name of the threshold.
         y_label: name of the share.
         title: name of the drawing for a screen reader.
         mark: a place to mark.
         slider: draw a second mark, hidden, that the page's slider moves; in one curve of a page at most.
+        unit: follows the numbers of the y axis; `%` where y is a share.
+        dots: draw every point, with its numbers as a tooltip.
     """
-    y_ticks = ticks(0, max([0.01, *([mark.y] if mark else []), *(value for line in lines for value in line.y)]), 5)
-    top = min(y_ticks[-1], 1.0)
+    largest = max([0.01, *([mark.y] if mark else []), *(value for line in lines for value in line.y)])
+    y_ticks = ticks(0, largest, 5)
+    top = min(y_ticks[-1], 1.0) if unit == "%" and largest <= 1 else y_ticks[-1]
     y_ticks = [tick for tick in y_ticks if tick <= top + 1e-9]
-    parts = [_y_axis(y_ticks, [f"{decimal(100 * tick)}%" for tick in y_ticks], y_label)]
+    parts = [_y_axis(y_ticks, [_with_unit(tick, unit) for tick in y_ticks], y_label)]
     parts += [_text(_x(tick), _BOTTOM + 15, decimal(tick), "tick middle") for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)]
     for index, line in reversed(list(enumerate(lines))):
-        points = " ".join(f"{_x(a):.2f},{_y(b, top):.2f}" for a, b in zip(x, line.y, strict=True))
+        places = list(zip(x if line.x is None else line.x, line.y, strict=True))
+        points = " ".join(f"{_x(a):.2f},{_y(b, top):.2f}" for a, b in places)
         parts.append(
             f'<polyline class="line l{min(index, 4)}" points="{points}"><title>{esc(line.name)}</title></polyline>'
         )
+        if dots and len(places) <= _MOST_DOTS:
+            parts += [
+                f'<circle class="dot l{min(index, 4)}" cx="{_x(a):.2f}" cy="{_y(b, top):.2f}" r="3">'
+                f"<title>{esc(line.name)}: {_with_unit(b, unit)} at {a:.3g}</title></circle>"
+                for a, b in places
+            ]
     if mark:
         parts.append(_marked(mark, top))
     if slider:
@@ -222,6 +244,10 @@ def _y_axis(at: Sequence[float], texts: Sequence[str], label: str) -> str:
 
 def _x_axis(label: str) -> str:
     return _text((_LEFT + _RIGHT) / 2, HEIGHT - 8, label, "axis middle")
+
+
+def _with_unit(value: float, unit: str) -> str:
+    return f"{decimal(100 * value)}%" if unit == "%" else f"{decimal(value)}{unit}"
 
 
 def _short(value: float) -> str:

@@ -1,0 +1,343 @@
+"""The commands `bavit detect` and `bavit sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
+from cli.options import JsonOption, OnErrorName
+from cli.running import (
+    NOTHING_KEPT,
+    BatchOption,
+    DeviceName,
+    DeviceOption,
+    PlainPrecision,
+    PrecisionName,
+    RunArgument,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bavit.background.model import BAViT
+    from bavit.detect.detect import Pictures
+    from bavit.detect.ground_truth import DetectionSet
+    from bavit.detect.sweep_figures import Sweep
+
+DATA, PRUNING, STORE, MACHINE, TIMING = "Data", "What is kept", "What is written", "Machine", "Timing"
+_PIECES_KEPT = "finished parts are kept, run the same command again to go on"
+
+DetectorArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DETECTOR",
+        help="Folder or hub id of a YOLOS (transformers format), a .pth of its authors, or random:tiny, random:small, "
+        "random:base, random:small_dWr: random weights, for timing.",
+    ),
+]
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        help="Folder of the images [default: those in the shards, or beside the COCO annotations].",
+        rich_help_panel=DATA,
+    ),
+]
+SplitsOption = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="Split, repeatable [default: those named val*, else all].", rich_help_panel=DATA),
+]
+FirstOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N.", rich_help_panel=DATA)]
+FaultsOption = Annotated[
+    OnErrorName, typer.Option(help="COCO files with bad annotations: stop, or leave them out.", rich_help_panel=DATA)
+]
+StepsOption = Annotated[
+    int,
+    typer.Option("--refine", min=0, max=1000, help="Steps of refinement; 3 in the paper.", rich_help_panel=PRUNING),
+]
+AfterOption = Annotated[
+    int, typer.Option(min=0, help="Blocks of the detector that see all patches.", rich_help_panel=PRUNING)
+]
+ScoreOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Boxes of a smaller score are not drawn.", rich_help_panel=STORE)
+]
+DecodersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Threads that decode images [default: by cores].", rich_help_panel=MACHINE),
+]
+
+
+def detect(
+    context: typer.Context,
+    run: RunArgument,
+    detector: DetectorArgument,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help="Images, or folders of images.")] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(help="Instead: a COCO folder, a COCO annotation file, or a build.", rich_help_panel=DATA),
+    ] = None,
+    split: SplitsOption = None,
+    folder: FolderOption = None,
+    limit: FirstOption = None,
+    on_error: FaultsOption = OnErrorName.raise_,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Remove patches of a greater background probability [default: the model's].", rich_help_panel=PRUNING
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Keep so many patches of every image.", rich_help_panel=PRUNING)
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Remove this share of the patches of every image.", rich_help_panel=PRUNING),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, help="Keep at most so many patches, whatever the threshold.", rich_help_panel=PRUNING),
+    ] = None,
+    refine: StepsOption = 3,
+    prune_after: AfterOption = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the results.", rich_help_panel=STORE)] = Path(
+        "bavit-detections"
+    ),
+    draw: Annotated[
+        bool, typer.Option("--draw/--no-draw", help="Draw the boxes of each image.", rich_help_panel=STORE)
+    ] = True,
+    min_score: ScoreOption = 0.3,
+    device: DeviceOption = DeviceName.auto,
+    precision: PlainPrecision = PrecisionName.full,
+    batch_size: BatchOption = 8,
+    workers: DecodersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Detect objects in the foreground of images: a BAViT in front of a YOLOS."""
+    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
+        from bavit.environment import require_extra
+
+        require_extra()
+        from bavit.background.model import load_model
+        from bavit.detect import detect as package
+        from bavit.detect.loading import Machine, load_detector
+        from bavit.detect.pruned import PrunedDetector
+        from bavit.detect.pruning import Pruning
+
+        stays: dict[str, Any] = {"top_k": top_k, "sparsity": sparsity, "max_tokens": max_tokens, "refine_steps": refine}
+        Pruning(threshold, **stays, prune_after=prune_after)  # before anything is read
+        machine = Machine.pick(device.value, precision.value)
+        progress.stage("loading")
+        model = load_model(run)
+        pictures = _pictures(model, images, coco, split, folder, limit, on_error, progress)
+        yolos = load_detector(detector, _classes(pictures.truth))
+        found = PrunedDetector(model, yolos, threshold, **stays, prune_after=prune_after)
+        wish = package.Wish(batch_size, _threads(workers), draw, min_score)
+        told = package.detect(found, pictures, wish, machine, out, progress)
+        progress.stop()
+        if as_json:
+            print_json(told | {"out": str(out)})
+            return
+        print_table(_told(told, min_score))
+        print_table(_stages(told["milliseconds"]))
+        print_line(f"written: {told['results']}" + (f", drawings in {out}" if draw else ""))
+
+
+def sweep(
+    context: typer.Context,
+    run: RunArgument,
+    detector: DetectorArgument,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A build, a COCO folder, or a COCO annotation file.")
+    ],
+    split: SplitsOption = None,
+    folder: FolderOption = None,
+    limit: FirstOption = None,
+    on_error: FaultsOption = OnErrorName.raise_,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="Background probabilities above which patches are removed [default: 0.1,0.25,0.5,0.75,0.9,0.97 and "
+            "the model's].",
+            rich_help_panel=PRUNING,
+        ),
+    ] = None,
+    masks: Annotated[
+        str, typer.Option(help="Where masks are from: bavit, labels, random.", rich_help_panel=PRUNING)
+    ] = "bavit,labels,random",
+    refine: StepsOption = 3,
+    prune_after: AfterOption = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random masks.", rich_help_panel=PRUNING)] = 0,
+    time_images: Annotated[
+        int, typer.Option(min=1, help="Time this many images, held in memory.", rich_help_panel=TIMING)
+    ] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Times through them.", rich_help_panel=TIMING)] = 3,
+    out: Annotated[
+        Path, typer.Option(help="Folder for sweep.json, .csv, .png and .html.", rich_help_panel=STORE)
+    ] = Path("bavit-sweep"),
+    before: Annotated[
+        Path | None,
+        typer.Option(help="A sweep.json, to be drawn into sweep.png, too: before fine-tuning.", rich_help_panel=STORE),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, max=15, help="Images that the page shows.", rich_help_panel=STORE)] = 6,
+    min_score: ScoreOption = 0.3,
+    device: DeviceOption = DeviceName.auto,
+    precision: PlainPrecision = PrecisionName.full,
+    batch_size: BatchOption = 8,
+    workers: DecodersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what pruning costs in AP and saves in time, for many thresholds and three sources of masks."""
+    with errors_reported(debug=context.obj["debug"], interrupted=_PIECES_KEPT), StderrProgress() as progress:
+        from bavit.environment import require_extra
+
+        require_extra()
+        import msgspec
+
+        from bavit.background.model import load_model
+        from bavit.detect.ground_truth import open_detection_set
+        from bavit.detect.loading import Machine, load_detector
+        from bavit.detect.sweep import plan_sweep, sweep
+        from bavit.detect.sweep_figures import read_sweep
+        from bavit.detect.sweep_files import write_sweep
+
+        machine = Machine.pick(device.value, precision.value)
+        earlier = None if before is None else read_sweep(before)
+        progress.stage("loading")
+        model = load_model(run)
+        plan = plan_sweep(
+            model, thresholds, masks, refine_steps=refine, prune_after=prune_after, batch_size=batch_size,
+            time_images=time_images, rounds=rounds, workers=_threads(workers), seed=seed,
+        )  # fmt: skip
+        data = open_detection_set(
+            source, grid=model.grid, splits=split, images=folder, limit=limit, scores=True, on_error=on_error.value,
+            progress=progress,
+        )  # fmt: skip
+        yolos = load_detector(detector, _classes(data))
+        named = {"bavit": run, "detector": detector, "data": f"{source} {', '.join(dict.fromkeys(data.rows.splits))}"}
+        swept = sweep(model, yolos, data, plan, machine, out, named, progress)
+        written = write_sweep(swept, model, yolos, plan, out, samples, min_score, earlier, progress)
+        progress.stop()
+        if as_json:
+            print_json(msgspec.to_builtins(swept.sweep) | {"out": str(out)})
+            return
+        for note in swept.sweep.setting.notes:
+            progress.note(note)
+        print_table(_rows(swept.sweep))
+        print_line(f"written: {', '.join(map(str, written))}")
+
+
+def _pictures(
+    model: BAViT,
+    images: list[Path] | None,
+    coco: Path | None,
+    split: list[str] | None,
+    folder: Path | None,
+    limit: int | None,
+    on_error: OnErrorName,
+    progress: StderrProgress,
+) -> Pictures:
+    from bavit.background.predict import picture_files
+    from bavit.detect.detect import Pictures
+    from bavit.detect.ground_truth import open_detection_set
+    from tokenlabels.errors import ParameterError
+
+    if bool(images) == (coco is not None):
+        raise ParameterError("name either images (IMAGES...) or a data set (--coco), and not both.")
+    if images:
+        if split or folder:
+            raise ParameterError("--split and --images are for a data set (--coco), and images were named.")
+        return Pictures.of_files(picture_files(images)[:limit])
+    assert coco is not None
+    return Pictures.of_set(
+        open_detection_set(
+            coco, grid=model.grid, splits=split, images=folder, limit=limit, on_error=on_error.value, progress=progress
+        )
+    )
+
+
+def _classes(data: DetectionSet | None) -> list[str] | None:
+    return None if data is None else [category.name for category in data.categories]
+
+
+def _threads(workers: int | None) -> int:
+    from bavit.device import default_workers
+
+    return default_workers() if workers is None else workers
+
+
+def _told(found: dict[str, Any], min_score: float) -> Table:
+    from rich.table import Table
+
+    table = Table("detections", "")
+    told = {
+        "images": f"{found['images']:,}",
+        f"boxes of a score of at least {min_score:g}": f"{found['boxes']:,}",
+        "sparsity": f"{found['sparsity']:.2%}",
+        "patches kept of an image": f"{found['kept_patches']:,.1f}",
+        "tokens: BAViT + detector": f"{found['tokens_bavit']:,.0f} + {found['tokens_pruned']:,.0f}",
+        "tokens of the dense detector": f"{found['tokens_detector']:,.0f}",
+        "tokens saved": f"{found['reduction']:.2%}",
+        "MACs": f"{found['macs'] / 1e9:.3f} G",
+        "MACs of the dense detector": f"{found['macs_dense'] / 1e9:.3f} G",
+    }
+    told |= {name.upper(): f"{100 * found[name]:.1f}" for name in ("ap", "ap50", "ap75") if name in found}
+    for name, value in told.items():
+        table.add_row(name, value)
+    return table
+
+
+def _stages(milliseconds: dict[str, float]) -> Table:
+    from rich.table import Table
+
+    table = Table("stage", _right("ms an image"), _right("share"))
+    total = sum(milliseconds.values())
+    for name, value in milliseconds.items():
+        table.add_row(name, f"{value:,.2f}", f"{value / max(total, 1e-9):.1%}")
+    return table
+
+
+def _rows(found: Sweep) -> Table:
+    from rich.table import Table
+
+    from bavit.detect.sweep_figures import MASK_NAMES
+
+    heads = (
+        "threshold", "sparsity", "AP", "AP50", "tokens saved", "GMAC", "latency ms", "images/s", "speed-up", "ideal",
+        "memory MB",
+    )  # fmt: skip
+    table = Table("masks", *map(_right, heads))
+    dense = found.dense
+    table.add_row(
+        "dense", "", _percent(0.0), _points(dense.ap), _points(dense.ap50), "", f"{dense.macs / 1e9:.2f}",
+        f"{dense.latency_ms:,.1f}", f"{dense.throughput:,.2f}", "", "", _megabytes(dense.peak_memory_mb),
+        end_section=True,
+    )  # fmt: skip
+    for index, row in enumerate(found.rows):
+        last = index + 1 == len(found.rows) or found.rows[index + 1].mask != row.mask
+        table.add_row(
+            MASK_NAMES[row.mask], f"{row.threshold:g}", _percent(row.sparsity), _points(row.ap), _points(row.ap50),
+            _percent(row.reduction), f"{row.macs / 1e9:.2f}", f"{row.latency_ms:,.1f}", f"{row.throughput:,.2f}",
+            f"{row.speedup:.2f}x", f"{row.speedup_ideal:.2f}x", _megabytes(row.peak_memory_mb), end_section=last,
+        )  # fmt: skip
+    return table
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _right(name: str) -> Any:
+    from rich.table import Column
+
+    return Column(name, justify="right")
