@@ -58,6 +58,7 @@ from cli.statistics import stats
 from tokenlabels import __version__
 
 if TYPE_CHECKING:
+    from tokenlabels.sample import Scenes
     from tokenlabels.sources.base import Source
     from tokenlabels.sources.semantic_options import SemanticOptions
 
@@ -407,6 +408,13 @@ def sample(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     images: Annotated[int, typer.Option(help="How many images.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another data set.")] = 0,
+    simple: Annotated[
+        bool,
+        typer.Option(
+            "--simple",
+            help="One to three large shapes an image: a set on which a small detector learns in minutes.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the sample data set: COCO layout in OUT, VOC layout in OUT/VOCdevkit/VOC2012."""
@@ -414,7 +422,8 @@ def sample(
         from tokenlabels.sample import write_sample
 
         progress.stage("drawing images", images)
-        made = write_sample(out, images=images, seed=seed, progress=progress.advance)
+        scenes: Scenes = "simple" if simple else "photo"
+        made = write_sample(out, images=images, seed=seed, scenes=scenes, progress=progress.advance)
         progress.stop()
         if as_json:
             print_json({"out": str(out), "images": made.images, "annotations": made.annotations, "splits": made.splits})

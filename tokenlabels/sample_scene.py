@@ -27,6 +27,7 @@ _UNIT = 0.01  # polygon coordinates are multiples of it, in pixels
 _LEAST_AREA = 30.0  # px² that must stay visible of a shape
 _LEAST_PART = 3.0  # px²; smaller parts of a visible region are not annotated
 _LEAST_SHARE = 0.2  # of a shape that must stay visible, and three times that of a crowd
+_LEAST_GAP = 8.0  # px between boxes of a simple scene, half of it to the border; VOC draws 3 px of void around a shape
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,16 @@ def plan(number: int, rng: np.random.Generator) -> Scene:
     return stage.scene()
 
 
+def plan_simple(number: int, rng: np.random.Generator) -> Scene:
+    """Plan image `number` (from 1) with one to three large shapes wholly inside and apart; 3, 15, 27, ... have none."""
+    width, height = _SIZES[int(rng.choice(len(_SIZES), p=_SIZE_SHARES))]
+    stage = _Stage(width, height, None)
+    for _ in range(0 if number % 12 == 3 else int(rng.integers(1, 4))):
+        size = min(width, height) * math.exp(rng.uniform(math.log(0.2), math.log(0.5)))
+        any(stage.add_apart(_plan_thing(size, width, height, rng)) for _ in range(100))
+    return stage.scene()
+
+
 class _Stage:
     """A scene being planned: things so far, back to front, and what is visible of each."""
 
@@ -147,6 +158,14 @@ class _Stage:
         self.regions = [*left, region]
         return True
 
+    def add_apart(self, thing: Thing) -> bool:
+        """Put a thing in front of the others, where its box keeps clear of the border and of every other's box."""
+        room = _box_around(thing.outline, _LEAST_GAP / 2)
+        others = (_box_around(other.outline, _LEAST_GAP / 2) for other in self._things)
+        if not self._frame.contains(room) or any(room.intersects(other) for other in others):
+            return False
+        return self.add_thing(thing)
+
     def add_pole(self, outline: Outline, *, must_cut: bool) -> bool:
         """Put a pole in front of everything; with `must_cut` only where some thing falls into more parts."""
         left = self._behind(shapely.Polygon(outline))
@@ -168,6 +187,11 @@ class _Stage:
                 return None
             left.append(rest)
         return left
+
+
+def _box_around(outline: Outline, margin: float) -> Any:
+    """The box of an outline, wider by `margin` pixels on every side."""
+    return shapely.box(*(outline.min(axis=0) - margin), *(outline.max(axis=0) + margin))
 
 
 def _parts(regions: list[Any]) -> int:

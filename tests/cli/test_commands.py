@@ -68,7 +68,7 @@ OPTIONS = {
     "verify": "--json",
     "relabel": "--tau --out --overwrite --json",
     "show": "--output -o --images --grid --split --json",
-    "sample": "--images --seed --json",
+    "sample": "--images --seed --simple --json",
 }
 
 
@@ -565,6 +565,15 @@ def test_another_seed_is_another_sample(place: Path, invoke: Invoke) -> None:
     assert contents(place / "a") == contents(place / "c") != contents(place / "b")
     assert "2 images" in text
     assert "tokenlabels build coco --root c" in text
+
+
+def test_simple_scenes_are_another_sample(place: Path, invoke: Invoke) -> None:
+    fine(invoke("sample", "a", "--images", 2))
+    fine(invoke("sample", "b", "--images", 2, "--simple"))
+    tokenlabels.write_sample(place / "c", images=2, scenes="simple")
+    assert contents(place / "b") == contents(place / "c") != contents(place / "a")
+    fine(invoke("sample", "b", "--images", 2))
+    assert contents(place / "b") == contents(place / "a")
 
 
 # --- what goes where --------------------------------------------------------------------------------------------------

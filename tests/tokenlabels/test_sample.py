@@ -7,6 +7,7 @@ import math
 import os
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from tokenlabels.errors import TokenLabelsError
-from tokenlabels.sample import INCOMPLETE, MARKER, split_of, write_sample
-from tokenlabels.sample_scene import CATEGORIES, plan
+from tokenlabels.sample import INCOMPLETE, MARKER, Scenes, split_of, write_sample
+from tokenlabels.sample_scene import CATEGORIES, plan, plan_simple
 
 IMAGES = 40
 VOC = Path("VOCdevkit/VOC2012")
@@ -285,6 +286,85 @@ def test_jpegs_are_copied_where_links_are_impossible(tmp_path: Path, monkeypatch
     write_sample(tmp_path, images=1)
     name = "000000000001.jpg"
     assert (tmp_path / VOC / "JPEGImages" / name).read_bytes() == (tmp_path / "train" / name).read_bytes()
+
+
+# --- simple scenes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simple_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("simple") / "drawn"
+    write_sample(out, images=12, scenes="simple")
+    return out
+
+
+def test_simple_scenes_hold_a_few_large_things_inside_and_apart(simple_root: Path) -> None:
+    counts = dict.fromkeys(range(1, 13), 0)
+    for split in SPLITS:
+        coco = COCO(simple_root / f"annotations/instances_{split}.json")
+        for number, image in coco.imgs.items():
+            things = coco.imgToAnns[number]
+            counts[number] = len(things)
+            boxes = [(x, y, x + width, y + height) for x, y, width, height in (thing["bbox"] for thing in things)]
+            for thing, (left, top, right, bottom) in zip(things, boxes, strict=True):
+                assert (thing["iscrowd"], len(thing["segmentation"])) == (0, 1)
+                assert int(coco.annToMask(thing).sum()) == thing["area"]
+                assert thing["area"] >= (0.15 * min(image["width"], image["height"])) ** 2
+                assert min(left, top) > 0
+                assert right < image["width"]
+                assert bottom < image["height"]
+            for a, b in combinations(boxes, 2):
+                assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
+    assert [number for number, count in counts.items() if count == 0] == [3]
+    assert set(counts.values()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_every_twelfth_simple_scene_is_empty(seed: int) -> None:
+    scenes = {number: plan_simple(number, np.random.default_rng([seed, number])) for number in range(1, 61)}
+    assert [number for number, scene in scenes.items() if not scene.things] == [3, 15, 27, 39, 51]
+    assert max(len(scene.things) for scene in scenes.values()) == 3
+    assert not any(scene.crowd or scene.poles for scene in scenes.values())
+
+
+def test_objects_of_simple_scenes_are_whole(simple_root: Path) -> None:
+    for path in (simple_root / VOC / "Annotations").iterdir():
+        for element in ET.parse(path).findall("object"):
+            assert [element.findtext(name) for name in ("difficult", "truncated", "occluded")] == ["0", "0", "0"]
+
+
+def test_simple_scenes_are_the_same_again_and_not_those_of_another_seed(simple_root: Path, tmp_path: Path) -> None:
+    write_sample(tmp_path / "few", images=5, scenes="simple")
+    write_sample(tmp_path / "other", images=5, seed=1, scenes="simple")
+    for number in range(1, 6):
+        mine = image_contents(tmp_path / "few", number)
+        assert mine == image_contents(simple_root, number) != image_contents(tmp_path / "other", number)
+
+
+def test_photo_scenes_are_the_default_and_their_marker_does_not_say_so(tmp_path: Path) -> None:
+    write_sample(tmp_path / "default", images=3)
+    write_sample(tmp_path / "photo", images=3, scenes="photo")
+    assert contents(tmp_path / "default") == contents(tmp_path / "photo")
+    marker = json.loads((tmp_path / "default" / MARKER).read_text())
+    assert list(marker) == ["generator", "version", "seed", "images", "annotations", "splits", "files"]
+
+
+@pytest.mark.parametrize(("first", "second"), [("photo", "simple"), ("simple", "photo")])
+def test_scenes_of_another_kind_are_redrawn(first: Scenes, second: Scenes, tmp_path: Path) -> None:
+    finished: list[int] = []
+    write_sample(tmp_path / "wanted", images=3, scenes=second)
+    write_sample(tmp_path / "out", images=3, scenes=first)
+    write_sample(tmp_path / "out", images=3, scenes=second, progress=finished.append)
+    assert sum(finished) == 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "wanted")
+    write_sample(tmp_path / "out", images=3, scenes=second, progress=finished.append)
+    assert sum(finished) == 3
+
+
+def test_unknown_scenes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenLabelsError, match="photo or simple, not 'drawn'"):
+        write_sample(tmp_path / "out", images=2, scenes="drawn")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
