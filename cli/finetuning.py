@@ -164,7 +164,15 @@ def finetune(
     auxiliary: Annotated[
         int | None,
         typer.Option(
-            help="Blocks before the last whose detection tokens learn, too [default: none; from scratch all].",
+            help="Blocks before the last whose detection tokens learn, too [default: none; from scratch 1].",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    guides: Annotated[
+        bool | None,
+        typer.Option(
+            "--guides/--no-guides",
+            help="Patches learn objects, too, and detection tokens those at their places [default: from scratch].",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -227,6 +235,7 @@ def finetune(
             "clip": clip,
             "ema": ema,
             "auxiliary": auxiliary,
+            "guides": guides,
             "val_every": val_every,
             "seed": seed,
             "flip": flip,

@@ -83,7 +83,12 @@ class BackgroundLearner(Learner[Batch]):
             pixels = model.normalise(first_pictures(ShardImages(self.task.train, self.task.images)))
             initialize.from_scratch(model, pixels, torch.Generator().manual_seed(seed))
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    def loss(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        done: float,  # noqa: ARG002  it is the same loss throughout
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         targets = None
         if self.settings.optimization.soft_targets and batch.scores is not None:
             targets = soft_targets(batch.scores, self.tau)

@@ -18,7 +18,8 @@ from bavit.detect.accounting import detector_macs
 from bavit.detect.evaluate import evaluate_detections
 from bavit.detect.finetune_settings import FinetuneSettings
 from bavit.detect.ground_truth import DetectionSet
-from bavit.detect.initialize import from_scratch
+from bavit.detect.guides import ANCHORED_UNTIL, CORE, PATCH_CLASS_WEIGHT, guide_loss, patch_centres
+from bavit.detect.initialize import anchors, from_scratch
 from bavit.detect.loss import set_loss, weighted
 from bavit.detect.preprocess import normalise
 from bavit.detect.pruned import Detection, detections
@@ -34,6 +35,7 @@ from bavit.detect.start import start_of
 from bavit.detect.yolos import Yolos
 from bavit.pictures import PictureError, PictureReader
 from bavit.plots import BLUE, ORANGE
+from bavit.ragged import RaggedTokens
 from bavit.rows import Rows
 from bavit.training.curves import Panel, draw_run
 from bavit.training.learner import Learner, Task
@@ -67,17 +69,28 @@ class Answering(nn.Module):
         yolos: the detector.
         auxiliary: blocks before the last.
         prune_after: blocks that see all patches.
+        guided: patches answer, too, halfway through the blocks.
     """
 
-    def __init__(self, yolos: Yolos, auxiliary: int, prune_after: int) -> None:
+    def __init__(self, yolos: Yolos, auxiliary: int, prune_after: int, *, guided: bool) -> None:
         super().__init__()
         self.yolos, self._answers, self._prune_after = yolos, 1 + auxiliary, prune_after
+        self._guided_after = max(yolos.config.depth // 2, prune_after) if guided else -1
 
     def forward(self, pixels: Tensor | list[Tensor], keep: list[Tensor] | None) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Logits (B, T, K + 1) and boxes (B, T, 4) of each answer, the last block's last."""
-        blocks = self.yolos.blocks(pixels, keep, prune_after=self._prune_after)
-        answers = [self.yolos.read(tokens) for tokens in deque(blocks, self._answers)]
-        return tuple((answer.logits, answer.boxes) for answer in answers)
+        """Logits (..., K + 1) and boxes (..., 4) of each answer: (B, T), the last block's last; first those of patches.
+
+        Patches are (patches kept in all,), image after image; they are there only where they are guided.
+        """
+        found = []
+        answers: deque[RaggedTokens] = deque(maxlen=self._answers)
+        for index, tokens in enumerate(self.yolos.blocks(pixels, keep, prune_after=self._prune_after)):
+            if index == self._guided_after:
+                patches = [image[1 : -self.yolos.config.detection_tokens] for image in tokens.images()]
+                found.append(self.yolos.answer(torch.cat(patches)))
+            answers.append(tokens)
+        found += [self.yolos.read(tokens) for tokens in answers]
+        return tuple((answer.logits, answer.boxes) for answer in found)
 
 
 class DetectionLearner(Learner[DetectionBatch]):
@@ -166,9 +179,9 @@ class DetectionLearner(Learner[DetectionBatch]):
 
     def answering(self, model: nn.Module) -> Answering:
         assert isinstance(model, Yolos)
-        return Answering(model, self.auxiliary, self.settings.pruning.prune_after)
+        return Answering(model, self.auxiliary, self.settings.pruning.prune_after, guided=self.settings.guides)
 
-    def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    def loss(self, model: nn.Module, batch: DetectionBatch, done: float) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         images = torch.tensor(float(len(batch.used)), device=batch.values.device)
         if not batch.used:
             side = self.start.config.patch
@@ -176,9 +189,35 @@ class DetectionLearner(Learner[DetectionBatch]):
             nothing = 0 * torch.stack([value.sum() for answer in answers for value in answer]).sum()
             return nothing, images, [images] * self.counts
         keep = self.masks(batch)
-        found = set_loss(model(self.pixels(batch), keep), *batch.targets)
+        answers = model(self.pixels(batch), keep)
+        found = set_loss(answers[1:] if self.settings.guides else answers, *batch.targets)
+        total = found.total + (self._guides(answers, batch, keep, done) if self.settings.guides else 0)
         patches, kept = _patches(batch, keep)
-        return found.total * images, images, [images, *(part * images for part in found[1:]), patches, patches - kept]
+        return total * images, images, [images, *(part * images for part in found[1:]), patches, patches - kept]
+
+    def _guides(
+        self, answers: Sequence[tuple[Tensor, Tensor]], batch: DetectionBatch, keep: list[Tensor] | None, done: float
+    ) -> Tensor:
+        """What patches, and detection tokens at their anchors, cost."""
+        boxes, classes = batch.targets
+        device = boxes[0].device
+        centres = patch_centres(batch.grids, keep, device)
+        least = [torch.tensor([0.5 / cols, 0.5 / rows], device=device) for rows, cols in batch.grids]
+        counts = [len(each) for each in centres]
+        of_patches = [torch.split(values, counts) for values in answers[0]]
+        total = guide_loss(
+            of_patches[0], of_patches[1], centres, boxes, classes,
+            core=CORE, least=least, class_weight=PATCH_CLASS_WEIGHT,
+        )  # fmt: skip
+        weight = max(0.0, 1 - done / ANCHORED_UNTIL)
+        if weight:
+            places = anchors(self.start.config.detection_tokens).to(device)
+            spread = torch.full((2,), 0.5 / len(places) ** 0.5, device=device)
+            for logits, found in answers[1:]:
+                total = total + weight * guide_loss(
+                    [*logits], [*found], [places] * len(boxes), boxes, classes, core=1.0, least=[spread] * len(boxes)
+                )
+        return total
 
     def pixels(self, batch: DetectionBatch) -> Tensor | list[Tensor]:
         """Inputs of the detector, normalised."""

@@ -22,7 +22,7 @@ RECIPES: dict[DetectorRecipe, Optimization] = {
 """The rate of `finetune` and its weight decay are those of the YOLOS authors."""
 
 _ALL = 1_000
-_AUXILIARY: dict[DetectorRecipe, int] = {"finetune": 0, "scratch": _ALL}
+_AUXILIARY: dict[DetectorRecipe, int] = {"finetune": 0, "scratch": 1}
 _AUGMENTATION: dict[DetectorRecipe, Augmentation] = {
     "finetune": Augmentation(True, 1.0, 0.0),
     "scratch": Augmentation(True, 0.3, 0.2),
@@ -65,6 +65,7 @@ class FinetuneSettings(RunSettings):
         new: shape of a detector from scratch.
         recipe: name of the recipe.
         auxiliary: blocks before the last whose detection tokens learn the same.
+        guides: patches, and detection tokens at their anchors, learn objects, too, see `guides.py`.
         head_lr: factor of the learning rate of the class head; None: 10 where it is made anew, else 1.
         masks: where the masks of kept patches come from: a `bavit`, the `labels`, at `random`, or `none`.
         bavit: folder or hub id of the BAViT.
@@ -84,6 +85,7 @@ class FinetuneSettings(RunSettings):
     new: NewDetector = _NEW
     recipe: DetectorRecipe = "finetune"
     auxiliary: int = 0
+    guides: bool = False
     head_lr: float | None = None
     masks: Masks = "none"
     bavit: str | None = None
@@ -137,7 +139,7 @@ class FinetuneSettings(RunSettings):
             size=None if size is None else _pair(size),
             edges=tuple(edges),
             **parts,
-            **({"auxiliary": _AUXILIARY[name]} | given_only(**chosen)),
+            **({"auxiliary": _AUXILIARY[name], "guides": name == "scratch"} | given_only(**chosen)),
         )
         settings.check()
         return settings

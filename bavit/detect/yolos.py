@@ -118,8 +118,12 @@ class Yolos(nn.Module):
         count = self.config.detection_tokens
         ends = torch.tensor(list(accumulate(tokens.lengths)), device=tokens.values.device)
         places = ends[:, None] + torch.arange(-count, 0, device=ends.device)
-        detections = self.backbone.norm(tokens.values[places])
-        return YolosOutput(self.class_embed(detections), self.bbox_embed(detections).float().sigmoid())
+        return self.answer(tokens.values[places])
+
+    def answer(self, tokens: Tensor) -> YolosOutput:
+        """The heads' answer to any tokens (..., dim) after any block: logits and boxes (..., ·)."""
+        normed = self.backbone.norm(tokens)
+        return YolosOutput(self.class_embed(normed), self.bbox_embed(normed).float().sigmoid())
 
     def patch_tokens(
         self, pixels: Tensor, keep: Tensor | None = None, *, prune_after: int = 0, backend: Backend = "auto"

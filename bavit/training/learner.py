@@ -121,8 +121,13 @@ class Learner(ABC, Generic[B]):
         return model
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: B) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    def loss(self, model: nn.Module, batch: B, done: float) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """What a batch on the device of the model costs.
+
+        Args:
+            model: see `answering`.
+            batch: on its device.
+            done: share of all steps that are done, 0..1.
 
         Returns:
             The sum of losses, the sum of their weights, and `counts` numbers that are added up over an epoch: scalars.

@@ -163,7 +163,9 @@ class TrainingRun:
         """One step of the optimizer."""
         self._count_faults(batch)
         set_rate(self.optimizer.param_groups, self.recipe, self.steps, self._all_steps())
-        total, weight, counts = self.learner.loss(self.model, batch.to(self.fabric.device))
+        total, weight, counts = self.learner.loss(
+            self.model, batch.to(self.fabric.device), self.steps / self._all_steps()
+        )
         everywhere = self.over_ranks(weight.detach()).clamp(min=1e-30)
         loss = total * self.fabric.world_size / everywhere  # ranks average gradients, they do not add them up
         self._check_pending()
