@@ -107,6 +107,11 @@ class Rows:
             row=self.row[kept],
         )
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether there is an object that a detector is judged by: no crowd, and not difficult."""
+        return bool((~(self.objects["iscrowd"] | self.objects["difficult"]).astype(np.bool_)).any())
+
     def records(self, index: int) -> Records:
         """One image with its boxes, as the rules of tokenlabels take it."""
         first, last = int(self.offsets[index]), int(self.offsets[index + 1])

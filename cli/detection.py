@@ -55,9 +55,12 @@ FaultsOption = Annotated[
     OnErrorName, typer.Option(help="COCO files with bad annotations: stop, or leave them out.", rich_help_panel=DATA)
 ]
 StepsOption = Annotated[
-    int,
-    typer.Option("--refine", min=0, max=1000, help="Steps of refinement; 3 in the paper.", rich_help_panel=PRUNING),
-]
+    int | None,
+    typer.Option(
+        "--refine", min=0, max=1000, help="Steps of refinement [default: the calibrated model's, else 3 as the paper].",
+        rich_help_panel=PRUNING,
+    ),
+]  # fmt: skip
 AfterOption = Annotated[
     int, typer.Option(min=0, help="Blocks of the detector that see all patches.", rich_help_panel=PRUNING)
 ]
@@ -100,7 +103,7 @@ def detect(
         int | None,
         typer.Option(min=0, help="Keep at most so many patches, whatever the threshold.", rich_help_panel=PRUNING),
     ] = None,
-    refine: StepsOption = 3,
+    refine: StepsOption = None,
     prune_after: AfterOption = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.", rich_help_panel=STORE)] = Path(
         "bavit-detections"
@@ -124,16 +127,17 @@ def detect(
         from bavit.detect import detect as package
         from bavit.detect.loading import Machine, load_detector
         from bavit.detect.pruned import PrunedDetector
-        from bavit.detect.pruning import Pruning
+        from bavit.detect.pruning import Pruning, steps_of
 
-        stays: dict[str, Any] = {"top_k": top_k, "sparsity": sparsity, "max_tokens": max_tokens, "refine_steps": refine}
+        stays: dict[str, Any] = {"top_k": top_k, "sparsity": sparsity, "max_tokens": max_tokens}
         Pruning(threshold, **stays, prune_after=prune_after)  # before anything is read
         machine = Machine.pick(device.value, precision.value)
         progress.stage("loading")
         model = load_model(run)
         pictures = _pictures(model, images, coco, split, folder, limit, on_error, progress)
         yolos = load_detector(detector, _classes(pictures.truth))
-        found = PrunedDetector(model, yolos, threshold, **stays, prune_after=prune_after)
+        steps = steps_of(model) if refine is None else refine
+        found = PrunedDetector(model, yolos, threshold, **stays, refine_steps=steps, prune_after=prune_after)
         wish = package.Wish(batch_size, _threads(workers), draw, min_score)
         told = package.detect(found, pictures, wish, machine, out, progress)
         progress.stop()
@@ -167,7 +171,7 @@ def sweep(
     masks: Annotated[
         str, typer.Option(help="Where masks are from: bavit, labels, random.", rich_help_panel=PRUNING)
     ] = "bavit,labels,random",
-    refine: StepsOption = 3,
+    refine: StepsOption = None,
     prune_after: AfterOption = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of random masks.", rich_help_panel=PRUNING)] = 0,
     time_images: Annotated[
@@ -199,6 +203,7 @@ def sweep(
         from bavit.background.model import load_model
         from bavit.detect.ground_truth import open_detection_set
         from bavit.detect.loading import Machine, load_detector
+        from bavit.detect.pruning import steps_of
         from bavit.detect.sweep import plan_sweep, sweep
         from bavit.detect.sweep_figures import read_sweep
         from bavit.detect.sweep_files import write_sweep
@@ -207,8 +212,9 @@ def sweep(
         earlier = None if before is None else read_sweep(before)
         progress.stage("loading")
         model = load_model(run)
+        steps = steps_of(model) if refine is None else refine
         plan = plan_sweep(
-            model, thresholds, masks, refine_steps=refine, prune_after=prune_after, batch_size=batch_size,
+            model, thresholds, masks, refine_steps=steps, prune_after=prune_after, batch_size=batch_size,
             time_images=time_images, rounds=rounds, workers=_threads(workers), seed=seed,
         )  # fmt: skip
         data = open_detection_set(

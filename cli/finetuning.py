@@ -14,8 +14,8 @@ from cli.running import (
     AUGMENT,
     DATA,
     MODEL,
-    NOTHING_KEPT,
     RECIPE,
+    RUN_KEPT,
     ClipOption,
     ColourOption,
     DecayOption,
@@ -136,7 +136,7 @@ def finetune(
         typer.Option(help="bavit, random: share of patches removed of every image.", rich_help_panel=MASKS),
     ] = None,
     refine_steps: Annotated[
-        int | None, typer.Option(help="bavit: steps of refinement [default: 3].", rich_help_panel=MASKS)
+        int | None, typer.Option("--refine", help="bavit: steps of refinement [default: 3].", rich_help_panel=MASKS)
     ] = None,
     prune_after: Annotated[
         int | None, typer.Option(help="Blocks that see all patches [default: 0].", rich_help_panel=MASKS)
@@ -201,7 +201,7 @@ def finetune(
     as_json: JsonOption = False,
 ) -> None:
     """Finetune a YOLOS on the patches that a BAViT keeps, or train one from scratch."""
-    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
+    with errors_reported(debug=context.obj["debug"], interrupted=RUN_KEPT), StderrProgress() as progress:
         from bavit.environment import require_extra
 
         require_extra()
@@ -248,7 +248,7 @@ def finetune(
         }
         given = {name: value for name, value in choices.items() if value is not None}
         if resume:
-            given = read_run(out)["given"] | given
+            given = read_run(out, "finetune")["given"] | given
         if "detector" not in given:
             raise ParameterError("name a detector with --detector, or train a new one with --detector none.")
         settings = FinetuneSettings.make(**given)

@@ -24,6 +24,7 @@ DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
     "What is written",
 )
 
+RUN_KEPT = "with --resume the same command goes on from the last checkpoint, where there is one"
 NOTHING_KEPT = "this command had nothing to keep, run it again"
 
 

@@ -13,8 +13,8 @@ from cli.options import GridOption, JsonOption
 from cli.running import (
     AUGMENT,
     MODEL,
-    NOTHING_KEPT,
     RECIPE,
+    RUN_KEPT,
     ClipOption,
     ColourOption,
     CompileOption,
@@ -131,7 +131,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a background-aware ViT on the labels of a build."""
-    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
+    with errors_reported(debug=context.obj["debug"], interrupted=RUN_KEPT), StderrProgress() as progress:
         from bavit.environment import require_extra
 
         require_extra()
@@ -165,7 +165,7 @@ def train(
         }
         given = {name: value for name, value in choices.items() if value is not None}
         if resume:
-            given = read_run(out)["given"] | given
+            given = read_run(out, "train")["given"] | given
         settings = Settings.make(**given)
         build = open_build(shards)
         if settings.optimization.soft_targets and not build.manifest["parameters"]["scores"] and not soft_targets:

@@ -40,7 +40,7 @@ def make_sweep(
             latency_ms=dense_ms / (0.93 * ideal), latency_p95_ms=dense_ms / (0.85 * ideal),
             latency_detector_ms=dense_ms / ideal, latency_dense_ms=dense_ms, latency_dense_p95_ms=dense_ms * 1.1,
             throughput=4.4 * 0.95 * ideal, throughput_detector=4.6 * ideal, throughput_dense=4.4,
-            speedup=0.95 * ideal, speedup_latency=0.93 * ideal, speedup_ideal=ideal,
+            speedup=0.95 * ideal, speedup_latency=0.93 * ideal, speedup_ideal=ideal, sparsity_timed=sparsity,
             peak_memory_mb=90 * (1 - 0.6 * sparsity) if memory else None,
             peak_memory_dense_mb=90.0 if memory else None,
         )  # fmt: skip

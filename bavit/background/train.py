@@ -44,6 +44,7 @@ class BackgroundLearner(Learner[Batch]):
 
     settings: Settings
     bavit: BAViT
+    command = "train"
     counts = 2  # right answers, and tokens that are not ignored
     collate = staticmethod(collate)
 

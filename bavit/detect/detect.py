@@ -108,6 +108,7 @@ def detect(
     if truth is not None:
         check_classes(truth, config, progress)
     make_folder(out, pictures.files)
+    (out / RESULTS_FILE).unlink(missing_ok=True)  # results of an earlier run do not belong to new drawings
     drawings = [out / f"{name}-detections.png" for name in result_names([Path(name) for name in pictures.names])]
     detector = detector.to(machine.device)
     times = StageTimes()
@@ -173,7 +174,7 @@ def _flat(found: Sequence[Detection]) -> Detections:
 
 def _scores(truth: DetectionSet, found: Sequence[Detection], detector: PrunedDetector) -> dict[str, Any]:
     """COCO's figures; none where the images hold no objects."""
-    if not len(truth.rows.boxes):
+    if not truth.rows.has_objects:
         return {}
     figures = msgspec.structs.asdict(evaluate_detections(truth, found, detector.yolos.config))
     return {name: value for name, value in figures.items() if name.startswith(("ap", "ar"))}

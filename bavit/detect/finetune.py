@@ -43,7 +43,7 @@ from bavit.training.loop import fit
 from bavit.training.run import TrainingRun
 from bavit.training.run_folder import data_digest
 from bavit.weights import load_weights
-from tokenlabels.errors import ParameterError
+from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.progress import Progress
 
 _MASKS: dict[Masks, str] = {
@@ -102,14 +102,15 @@ class DetectionLearner(Learner[DetectionBatch]):
     """
 
     settings: FinetuneSettings
+    command = "finetune"
     counts = 6  # images; the parts of the loss, of each; patches, and those removed
     collate = staticmethod(collate_detections)
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
         super().__init__(task, settings)
         for rows, what in ((task.train, "train on"), (task.val, "validate on")):
-            if rows.objects["iscrowd"].all():
-                raise ParameterError(f"{rows.folder} holds no objects to {what}: name another split or build.")
+            if not rows.has_objects:
+                raise TokenLabelsError(f"{rows.folder} holds no objects to {what}: name another split or build.")
         if task.train.categories != task.val.categories:
             raise ParameterError(
                 f"{task.train.folder} and {task.val.folder} have different categories: train and validate on the same."
@@ -231,6 +232,8 @@ class DetectionLearner(Learner[DetectionBatch]):
         bavit = self.bavit.to(batch.small.device)
         with torch.autocast(batch.small.device.type, enabled=False):
             background = bavit.background(bavit.normalise(batch.small))
+        if not bool(background.isfinite().all()):
+            raise TokenLabelsError(f"{self.settings.bavit}: answers with what is no number: its weights are damaged.")
         return self.settings.pruning.masks(background, bavit.grid, batch.sizes, batch.grids, bavit.threshold)
 
     def trained(self, counts: Sequence[float]) -> dict[str, float]:

@@ -182,7 +182,7 @@ def _is_build(source: Path) -> bool:
         return True
     fine = any((source / "annotations").glob("instances_*.json")) if source.is_dir() else source.suffix == ".json"
     if not fine:
-        problem = "is neither" if source.exists() else "no such file or folder"
+        problem = "neither a build nor COCO annotations" if source.exists() else "no such file or folder"
         raise TokenLabelsError(
             f"{source}: {problem}: name a build of tokenlabels, a COCO folder with annotations/instances_*.json, or "
             "one such file."

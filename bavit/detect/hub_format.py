@@ -242,7 +242,7 @@ def from_hub_names(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
         missing = [part for part in _PARTS if part not in parts]
         if missing:
             raise TokenLabelsError(f"{path}: lacks vit.encoder.layer.{place % missing[0]}: fetch it again.")
-        if len({tensor.shape for tensor in parts.values()}) != 1:
+        if len({(tensor.shape, tensor.dtype) for tensor in parts.values()}) != 1 or not parts[_PARTS[0]].ndim:
             raise TokenLabelsError(f"{path}: query, key and value of vit.encoder.layer.{place % '*'} differ in shape.")
         found[f"backbone.blocks.{place % 'attn.qkv'}"] = torch.cat([parts[part] for part in _PARTS])
     return found

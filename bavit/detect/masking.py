@@ -28,7 +28,7 @@ class MaskMaker:
         shapes: n of (rows, cols) on the detector's grid.
         refine_steps: of all but random masks.
         seed: of random masks.
-        first: number of the first image, which random masks depend on.
+        numbers: n numbers of images, which random masks depend on.
     """
 
     grid: PatchGrid
@@ -38,7 +38,7 @@ class MaskMaker:
     shapes: Sequence[Size]
     refine_steps: int
     seed: int
-    first: int = 0
+    numbers: Sequence[int]
 
     def masks(self, source: MaskSource, threshold: float) -> list[Tensor]:
         """bool (rows_i, cols_i) of each image.
@@ -51,7 +51,7 @@ class MaskMaker:
         made = pruning.masks(values, self.grid, self.sizes, self.shapes, threshold)
         if source != "random":
             return made
-        return [self._random(self.first + index, mask) for index, mask in enumerate(made)]
+        return [self._random(number, mask) for number, mask in zip(self.numbers, made, strict=True)]
 
     def _random(self, number: int, like: Tensor) -> Tensor:
         order = np.random.default_rng((self.seed, number)).permutation(like.numel())

@@ -15,7 +15,7 @@ from bavit.background.model import BAViT
 from bavit.detect.pruning import Pruning, Size
 from bavit.detect.yolos import Yolos, YolosOutput
 from bavit.pictures import Picture, picture_size, several_pictures
-from tokenlabels.errors import ParameterError
+from tokenlabels.errors import ParameterError, TokenLabelsError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,6 +152,8 @@ class PrunedDetector(nn.Module):
             with times.stage("BAViT", device):
                 background = self.bavit.background(small)
             with times.stage("masks", device):
+                if not bool(background.isfinite().all()):
+                    raise TokenLabelsError("the BAViT answers with what is no number: its weights are damaged.")
                 keep = self.masks(background, pixels, sizes)
         with times.stage("detector", device):
             output = self.yolos(pixels, keep, prune_after=self.pruning.prune_after, backend=self.backend)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bavit.background.critical import critical_probabilities
+from bavit.background.model import BAViT
 from bavit.background.refine import refine, resize_mask
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
@@ -19,6 +20,8 @@ from tokenlabels.grid import PatchGrid
 Size: TypeAlias = tuple[int, int]
 
 MAX_REFINE_STEPS = 1000
+
+PAPER_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Pruning:
     top_k: int | None = None
     sparsity: float | None = None
     max_tokens: int | None = None
-    refine_steps: int = 3
+    refine_steps: int = PAPER_STEPS
     prune_after: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +57,9 @@ class Pruning:
             value = choices[name]
             if value is not None and not 0 <= value <= 1:
                 raise ParameterError(f"{name} {value:g} is out of range: it is 0 to 1.")
+        counts = (self.top_k, self.max_tokens, self.prune_after, self.refine_steps)
+        if not all(number is None or isinstance(number, (int, np.integer)) for number in counts):
+            raise ParameterError("top_k, max_tokens, refine_steps and prune_after are whole numbers.")
         for name, number in (("top_k", self.top_k), ("max_tokens", self.max_tokens), ("prune_after", self.prune_after)):
             if number is not None and number < 0:
                 raise ParameterError(f"{name} {number} is out of range: it is 0 or more.")
@@ -89,13 +95,23 @@ class Pruning:
         if self.top_k is not None:
             count = min(self.top_k, flat.size)
         elif self.sparsity is not None:
-            count = flat.size - int(Fraction(repr(self.sparsity)) * flat.size)
+            count = flat.size - removed_of(flat.size, self.sparsity)
         else:
             count = int((flat <= threshold).sum())
         count = count if self.max_tokens is None else min(count, self.max_tokens)
         kept = np.zeros(flat.size, np.bool_)
         kept[np.argsort(flat, kind="stable")[:count]] = True
         return torch.from_numpy(kept.reshape(critical.shape))
+
+
+def removed_of(patches: int, sparsity: float) -> int:
+    """How many of some patches a share is, rounded down; a decimal is taken as written."""
+    return int(Fraction(str(float(sparsity))) * patches)
+
+
+def steps_of(bavit: BAViT) -> int:
+    """Steps of refinement where none are asked for: those a model was calibrated with, else those of the paper."""
+    return PAPER_STEPS if bavit.calibration is None else bavit.refine_steps
 
 
 def carry(cells: Tensor, grid: PatchGrid, sizes: Sequence[Size], shapes: Sequence[Size]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from bavit.augment import CROP_PROBABILITY, Augmentation, Window, colour_matrix, crop_labels, random_window
 from bavit.data import Key
 from bavit.detect.preprocess import as_tensor, detector_size, resize
-from bavit.detect.pruning import Size, carry
+from bavit.detect.pruning import Size, carry, removed_of
 from bavit.pictures import PictureError, PictureReader
 from bavit.rows import Rows
 from tokenlabels.errors import ParameterError
@@ -224,7 +224,7 @@ class DetectionImages(Dataset[DetectionSample]):
         """bool (rows, cols) of the detector's grid; patches whose label is ignored stay."""
         if self.view.masks == "random":
             kept = np.ones(shape[0] * shape[1], np.bool_)
-            kept[rng.permutation(kept.size)[: int(self.view.sparsity * kept.size)]] = False
+            kept[rng.permutation(kept.size)[: removed_of(kept.size, self.view.sparsity)]] = False
             return torch.from_numpy(kept.reshape(shape))
         if self.view.masks != "labels":
             return None

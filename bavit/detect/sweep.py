@@ -33,7 +33,7 @@ from bavit.detect.sweep_rows import Measured, ThresholdTimes, make_sweep
 from bavit.detect.timing import Inputs, WithMasks, run, take_turns
 from bavit.detect.yolos import Yolos
 from bavit.memory import peak_memory_mb
-from tokenlabels.errors import ParameterError
+from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.progress import Progress
 from tokenlabels.threads import in_threads
 
@@ -53,7 +53,7 @@ class Plan:
         refine_steps: steps of refinement.
         prune_after: blocks of the detector that see all patches.
         batch_size: of evaluation and of throughput.
-        time_images: how many images are timed, the first ones.
+        time_images: how many images are timed, chosen from few kept patches to many.
         rounds: of timing.
         workers: threads that decode pictures.
         seed: of random masks.
@@ -160,6 +160,8 @@ def sweep(
             f"{data.rows.folder} has labels on the grid {data.rows.header.grid}, not on {bavit.grid.name}: build "
             "labels on that grid, or leave out the masks of the labels."
         )
+    if not data.rows.has_objects:
+        raise TokenLabelsError(f"{data.rows.folder} holds no objects to detect: name another split or set.")
     check_classes(data, yolos.config, progress)
     PrunedDetector(bavit, yolos, prune_after=plan.prune_after)
     device = torch.device(machine.device)
@@ -172,7 +174,7 @@ def sweep(
         scores.append(evaluate_detections(data, parts.detections(number), yolos.config))
         progress.advance(1)
     times = _timed(bavit, yolos, data, plan, machine, cache, parts, progress)
-    found = Measured(plan.settings, scores, parts.kept, parts.patches, times)
+    found = Measured(plan.settings, scores, parts.kept, parts.patches, times, parts.spread(plan.time_images))
     return Swept(make_sweep(bavit, yolos, data, plan, machine, names, found), data, parts)
 
 
@@ -207,6 +209,14 @@ class Parts:
         found: NDArray[np.int64] = self.shapes.astype(np.int64).prod(axis=1)
         return found
 
+    def spread(self, count: int) -> list[int]:
+        """Numbers of some images, in order, whose shares of kept patches are spread as those of all images are."""
+        shares = self.kept.sum(axis=0) / self.patches
+        count = min(count, len(shares))
+        places = (2 * np.arange(count) + 1) * len(shares) // (2 * count)
+        found: list[int] = np.sort(np.argsort(shares, kind="stable")[places]).tolist()
+        return found
+
     def detections(self, number: int) -> list[Detection]:
         """Of one setting, one for each image, without masks."""
         boxes, scores, labels = (torch.from_numpy(each[number]) for each in (self.boxes, self.scores, self.labels))
@@ -224,8 +234,8 @@ class Parts:
 
 
 def mask_maker(bavit: BAViT, data: DetectionSet, plan: Plan, background: NDArray[np.float32], shapes: NDArray[np.int32],
-               first: int = 0) -> MaskMaker:  # fmt: skip
-    """The masks of some images that follow each other.
+               numbers: Sequence[int]) -> MaskMaker:  # fmt: skip
+    """The masks of some images.
 
     Args:
         bavit: its grid.
@@ -233,9 +243,9 @@ def mask_maker(bavit: BAViT, data: DetectionSet, plan: Plan, background: NDArray
         plan: steps and seed.
         background: float32 (k, r, c), of these images.
         shapes: int32 (k, 2), of the detector's grid.
-        first: number of the first of them.
+        numbers: of these images.
     """
-    rows, span = data.rows, slice(first, first + len(background))
+    rows, span = data.rows, np.array(numbers, np.int64)
     return MaskMaker(
         grid=bavit.grid,
         background=background,
@@ -244,19 +254,19 @@ def mask_maker(bavit: BAViT, data: DetectionSet, plan: Plan, background: NDArray
         shapes=[(int(rows_), int(cols)) for rows_, cols in shapes.tolist()],
         refine_steps=plan.refine_steps,
         seed=plan.seed,
-        first=first,
+        numbers=numbers,
     )
 
 
-def read_inputs(bavit: BAViT, yolos: Yolos, data: DetectionSet, first: int, last: int, workers: int) -> Inputs:
+def read_inputs(bavit: BAViT, yolos: Yolos, data: DetectionSet, numbers: Sequence[int], workers: int) -> Inputs:
     """What both models are given of some images.
 
     Raises:
         PictureError: a picture cannot be read.
     """
-    pictures = in_threads(data.pictures.open, range(first, last), workers)
+    pictures = in_threads(data.pictures.open, numbers, workers)
     pixels = yolos.preprocess(pictures)
-    return Inputs(bavit.preprocess(pictures), pixels, [picture.size for picture in pictures], first)
+    return Inputs(bavit.preprocess(pictures), pixels, [picture.size for picture in pictures])
 
 
 def _evaluated(
@@ -285,11 +295,16 @@ def _part(
     """Some images through BAViT, and through the detector with every mask."""
     found = []
     for start in range(first, last, plan.batch_size):
-        inputs = read_inputs(bavit, yolos, data, start, min(start + plan.batch_size, last), plan.workers)
+        numbers = range(start, min(start + plan.batch_size, last))
+        inputs = read_inputs(bavit, yolos, data, numbers, plan.workers)
         with torch.inference_mode(), machine.autocast():
             background = bavit.background(inputs.small).float().cpu().numpy()
+        if not np.isfinite(background).all():
+            raise TokenLabelsError("the BAViT answers with what is no number: its weights are damaged.")
+        if not np.isfinite(background).all():
+            raise TokenLabelsError("the BAViT answers with what is no number: its weights are damaged.")
         shapes = np.array([yolos.backbone.grid_of(image) for image in inputs.pixels], np.int32)
-        maker = mask_maker(bavit, data, plan, background, shapes, start)
+        maker = mask_maker(bavit, data, plan, background, shapes, numbers)
         masks = [None, *(maker.masks(*setting) for setting in plan.settings)]
         outputs = []
         for kept in masks:
@@ -314,6 +329,8 @@ def _detected(
     boxes, scores, labels = (
         torch.stack([getattr(each, name) for each in found]).cpu() for name in ("boxes", "scores", "labels")
     )
+    if not (boxes.isfinite().all() and scores.isfinite().all()):
+        raise TokenLabelsError("the detector answers with what is no number: its weights are damaged.")
     return boxes.numpy(), scores.numpy(), labels.numpy()
 
 
@@ -323,7 +340,8 @@ def _timed(
 ) -> list[ThresholdTimes]:  # fmt: skip
     """Times of every threshold, the dense detector and all sources of masks taking turns."""
     thresholds = sorted(set(plan.thresholds))
-    count = min(plan.time_images, len(data))
+    chosen = parts.spread(plan.time_images)
+    count = len(chosen)
     steps = plan.rounds * 2 * count * (len(plan.masks) + 1)
     progress.stage("timing", steps * len(thresholds))
     inputs: Inputs | None = None
@@ -331,8 +349,8 @@ def _timed(
     for number, threshold in enumerate(thresholds):
         stored = cache.record(f"times-{number}", ThresholdTimes)
         if stored is None:
-            inputs = inputs or read_inputs(bavit, yolos, data, 0, count, plan.workers)
-            maker = mask_maker(bavit, data, plan, parts.background[:count], parts.shapes[:count])
+            inputs = inputs or read_inputs(bavit, yolos, data, chosen, plan.workers)
+            maker = mask_maker(bavit, data, plan, parts.background[chosen], parts.shapes[chosen], chosen)
             stored = _times_of(bavit, yolos, inputs, plan, machine, maker, threshold, progress)
             cache.keep_record(f"times-{number}", stored)
         else:

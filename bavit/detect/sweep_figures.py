@@ -62,7 +62,8 @@ class SweepRow(msgspec.Struct, frozen=True):
         throughput_dense: of the detector with all patches, timed in turns with this row.
         speedup: `throughput` by `throughput_dense`: the median over rounds.
         speedup_latency: `latency_dense_ms` by `latency_ms`.
-        speedup_ideal: `macs_dense` by `macs`.
+        speedup_ideal: MACs of the dense detector by those of the pipeline, of the images that were timed.
+        sparsity_timed: as `sparsity`, of the images that were timed.
         peak_memory_mb: most memory that a batch takes beside what was held before; None where it cannot be measured.
         peak_memory_dense_mb: of the detector with all patches.
     """
@@ -97,6 +98,7 @@ class SweepRow(msgspec.Struct, frozen=True):
     speedup: float
     speedup_latency: float
     speedup_ideal: float
+    sparsity_timed: float
     peak_memory_mb: float | None
     peak_memory_dense_mb: float | None
 

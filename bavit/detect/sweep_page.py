@@ -119,10 +119,14 @@ def _precision(sweep: Sweep) -> str:
     return card("What pruning costs", lead, f'<div class="pair">{"".join(drawings)}</div>', wide=True)
 
 
-def _lines(sweep: Sweep, key: str, factor: float = 1) -> list[Line]:
+def _lines(sweep: Sweep, key: str, factor: float = 1, *, across: str = "sparsity") -> list[Line]:
     """A figure by sparsity, for each source of masks."""
     return [
-        Line(MASK_NAMES[mask], [factor * float(getattr(row, key)) for row in rows], [row.sparsity for row in rows])
+        Line(
+            MASK_NAMES[mask],
+            [factor * float(getattr(row, key)) for row in rows],
+            [getattr(row, across) for row in rows],
+        )
         for mask in sweep.sources
         for rows in [sweep.of(mask)]
     ]
@@ -151,23 +155,24 @@ def _precisions(row: SweepRow | Dense) -> list[str]:
 
 def _speed(sweep: Sweep) -> str:
     row, setting = sweep.best, sweep.setting
-    lines = _lines(sweep, "speedup")
-    main = sorted(sweep.rows, key=lambda row: row.sparsity)
-    lines.append(Line("ideal by MACs", [each.speedup_ideal for each in main], [each.sparsity for each in main]))
+    lines = _lines(sweep, "speedup", across="sparsity_timed")
+    main = sorted(sweep.rows, key=lambda row: row.sparsity_timed)
+    lines.append(Line("ideal by MACs", [each.speedup_ideal for each in main], [each.sparsity_timed for each in main]))
     batches = curve(
         (), lines, x_label=_SPARSITY, y_label=f"speed-up, batches of {setting.batch_size}",
         title="Speed-up in batches by sparsity, for each source of masks, and the ratio of MACs",
-        mark=Mark(row.sparsity, row.speedup, f"threshold {row.threshold:g}"), unit="x", dots=True,
+        mark=Mark(row.sparsity_timed, row.speedup, f"threshold {row.threshold:g}"), unit="x", dots=True,
     )  # fmt: skip
-    alone_lines = _lines(sweep, "speedup_latency")
+    alone_lines = _lines(sweep, "speedup_latency", across="sparsity_timed")
     alone = curve(
         (), alone_lines, x_label=_SPARSITY, y_label="speed-up, one image",
         title="Speed-up of one image alone by sparsity, for each source of masks",
-        mark=Mark(row.sparsity, row.speedup_latency, f"threshold {row.threshold:g}"), unit="x", dots=True,
+        mark=Mark(row.sparsity_timed, row.speedup_latency, f"threshold {row.threshold:g}"), unit="x", dots=True,
     )  # fmt: skip
     lead = (
         "Time of the dense detector by that of BAViT, masks and detector together, both timed in turns in "
-        f"{setting.rounds} rounds over {count(setting.images_timed)} images held in memory. BAViT's time is counted in "
+        f"{setting.rounds} rounds over {count(setting.images_timed)} images held in memory, by the sparsity of these. "
+        "BAViT's time is counted in "
         "whatever the masks are from."
     )
     drawings = f"<div>{batches}{keys(lines)}</div><div>{alone}{keys(alone_lines)}</div>"

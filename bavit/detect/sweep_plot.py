@@ -78,22 +78,26 @@ def _draw_precision(panel: Axes, name: str, sweep: Sweep, before: Sweep | None, 
         mark(panel, sweep.best.sparsity, f"threshold {sweep.best.threshold:g}")
 
 
-def _line(rows: Sequence[SweepRow], key: str, mask: MaskSource, suffix: str = "", style: str = "-") -> Line:
+def _line(
+    rows: Sequence[SweepRow], key: str, mask: MaskSource, suffix: str = "", style: str = "-", across: str = "sparsity"
+) -> Line:
     """A figure of the rows of one source."""
     values = [float(getattr(row, key)) for row in rows]
-    return Line(f"{MASK_NAMES[mask]}{suffix}", [row.sparsity for row in rows], values, _COLOURS[mask], style)
+    return Line(
+        f"{MASK_NAMES[mask]}{suffix}", [float(getattr(row, across)) for row in rows], values, _COLOURS[mask], style
+    )
 
 
 def _draw_speed(panel: Axes, sweep: Sweep) -> None:
     setting = sweep.setting
     set_up(panel, f"Speed-up, batches of {setting.batch_size}", _SPARSITY)
-    rows = sorted(sweep.rows, key=lambda row: row.sparsity)
-    ideal = Line("ideal by MACs", [r.sparsity for r in rows], [r.speedup_ideal for r in rows], STRONG_RULE, "--")
-    lines = [_line(sweep.of(mask), "speedup", mask) for mask in sweep.sources]
+    rows = sorted(sweep.rows, key=lambda row: row.sparsity_timed)
+    ideal = Line("ideal by MACs", [r.sparsity_timed for r in rows], [r.speedup_ideal for r in rows], STRONG_RULE, "--")
+    lines = [_line(sweep.of(mask), "speedup", mask, across="sparsity_timed") for mask in sweep.sources]
     main = sweep.of("bavit")
     if main:
         alone = [row.speedup_latency for row in main]
-        lines.append(Line("BAViT, one image", [row.sparsity for row in main], alone, SKY, "-."))
+        lines.append(Line("BAViT, one image", [row.sparsity_timed for row in main], alone, SKY, "-."))
     panel.set_ylim(0, _ROOM * max(1.0, *(value for line in (*lines, ideal) for value in line.y)))
     _level(panel)
     draw_lines(panel, [*lines, ideal])

@@ -76,6 +76,7 @@ class Measured:
         kept: int64 (s, n), patches kept of each image.
         patches: int64 (n,), patches there are.
         times: of each threshold.
+        timed: numbers of the images that were timed.
     """
 
     settings: Sequence[tuple[MaskSource, float]]
@@ -83,6 +84,7 @@ class Measured:
     kept: NDArray[np.int64]
     patches: NDArray[np.int64]
     times: Sequence[ThresholdTimes]
+    timed: Sequence[int]
 
 
 def make_sweep(
@@ -126,6 +128,9 @@ def _row(
     macs = bavit.macs + float(detector_macs(yolos.config, kept, patches, prune_after=prune_after).mean())
     macs_dense = float(detector_macs(yolos.config, patches, patches).mean())
     ours, dense = times.of_mask[mask], times.of_mask["dense"]
+    some, whole = kept[found.timed], patches[found.timed]
+    macs_timed = bavit.macs + float(detector_macs(yolos.config, some, whole, prune_after=prune_after).mean())
+    ideal = float(detector_macs(yolos.config, whole, whole).mean()) / macs_timed
     return SweepRow(
         threshold=threshold,
         sparsity=float(1 - kept.sum() / patches.sum()),
@@ -147,7 +152,8 @@ def _row(
         throughput_dense=dense.throughput,
         speedup=ours.speedup,
         speedup_latency=dense.latency_ms / ours.latency_ms,
-        speedup_ideal=macs_dense / macs,
+        speedup_ideal=ideal,
+        sparsity_timed=float(1 - some.sum() / whole.sum()),
         peak_memory_mb=ours.peak_memory_mb,
         peak_memory_dense_mb=dense.peak_memory_mb,
     )

@@ -41,7 +41,7 @@ def samples(
     for index in _some(data, count):
         picture, name = data.pictures.open(index), data.rows.file_names[index]
         one = slice(index, index + 1)
-        maker = mask_maker(bavit, data, plan, parts.background[one], parts.shapes[one], index)
+        maker = mask_maker(bavit, data, plan, parts.background[one], parts.shapes[one], [index])
         truth = true_boxes(data, yolos, index)
         drawn = draw_detection(picture, None, truth, original=False, caption="ground truth")
         found.append(Sample(f"{name}, ground truth", drawn, "Objects of"))

@@ -23,7 +23,7 @@ from bavit.detect.config import YolosConfig
 from bavit.detect.preprocess import preprocess
 from bavit.detect.weights import read_detector, write_detector
 from bavit.pictures import Picture
-from bavit.ragged import RaggedTokens, pack
+from bavit.ragged import RaggedTokens, pack, scatter
 from bavit.vit import run_block
 from bavit.weights import load_weights
 from tokenlabels.errors import ParameterError
@@ -142,14 +142,15 @@ class Yolos(nn.Module):
         Raises:
             ParameterError: see `forward`.
         """
+        if not isinstance(pixels, Tensor) or not isinstance(keep, Tensor | None):
+            raise ParameterError("patch_tokens takes one tensor of pixels, and one mask or None.")
         tokens = self._last(pixels, keep, prune_after, backend)
         images = [image[1 : -self.config.detection_tokens] for image in tokens.images()]
         found: Tensor = self.backbone.norm(torch.cat(images))
         batch, rows, cols = len(pixels), *self.backbone.grid_of(pixels)
         if keep is None:
             return found.view(batch, rows * cols, -1)
-        full = found.new_zeros(batch * rows * cols, found.shape[-1])
-        return full.index_copy(0, keep.flatten().nonzero().squeeze(1), found).view(batch, rows * cols, -1)
+        return scatter(RaggedTokens(found, tuple(len(image) for image in images)), keep.flatten(1))
 
     def blocks(
         self,

@@ -77,6 +77,7 @@ class Learner(ABC, Generic[B]):
     Attributes:
         task: data and folder.
         settings: how.
+        command: of bavit that trains it.
         counts: how many numbers `loss` returns beside the loss and its weight.
         lr_factors: of the learning rate, by how the names of parameters begin.
         collate: makes a batch of samples; a plain function, for worker processes are handed it.
@@ -85,6 +86,7 @@ class Learner(ABC, Generic[B]):
         ParameterError: there are no rows.
     """
 
+    command: str
     counts: int
     lr_factors: Mapping[str, float]
     collate: Callable[[Sequence[Any]], B]

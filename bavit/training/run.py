@@ -109,6 +109,7 @@ class TrainingRun:
         if self.fabric.is_global_zero:
             claim(self.out)
             about = {
+                "command": self.learner.command,
                 "given": given,
                 "settings": self.settings.as_json(),
                 "train": data_facts(task.train, task.images),

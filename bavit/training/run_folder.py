@@ -68,11 +68,15 @@ def clear_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path, command: str) -> dict[str, Any]:
     """What `run.json` says.
 
+    Args:
+        folder: of the run.
+        command: of bavit that made it.
+
     Raises:
-        TokenLabelsError: the folder holds no run.
+        TokenLabelsError: the folder holds no run, or one of another command.
     """
     path = folder / RUN_FILE
     try:
@@ -83,6 +87,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise TokenLabelsError(f"{path}: no such file: there is no run to resume, train without --resume.") from None
     except (OSError, ValueError):
         raise TokenLabelsError(f"{path}: is damaged: train anew with --overwrite.") from None
+    if found.get("command", command) != command:
+        raise TokenLabelsError(f"{folder}: holds a run of bavit {found['command']}: go on with that command.")
     return found
 
 

@@ -151,7 +151,7 @@ def test_gradients_reach_the_positions_of_kept_patches_alone() -> None:
     model = Yolos(CONFIG)
     keep = torch.zeros(2, 4, 6, dtype=torch.bool)
     keep[0, 1, 2:4] = keep[1, 3, 5] = True
-    found = Answering(model, 1, 0)(torch.randn(2, 3, 64, 96), list(keep))
+    found = Answering(model, 1, 0, guided=False)(torch.randn(2, 3, 64, 96), list(keep))
     assert len(found) == 2
     set_loss(found, BOXES[:2], [torch.tensor([0, 2]), CLASSES[1]]).total.backward()  # type: ignore[no-untyped-call]
     gradient = model.backbone.pos_embed.grad
@@ -165,8 +165,11 @@ def test_the_last_answer_is_the_model_s_own() -> None:
     torch.manual_seed(0)
     model = Yolos(CONFIG)
     pixels = torch.randn(2, 3, 64, 96)
-    found = Answering(model, 2, 0)(pixels, None)
+    found = Answering(model, 2, 0, guided=False)(pixels, None)
+    patches, *guided = Answering(model, 2, 0, guided=True)(pixels, None)
     output = model(pixels)
+    assert len(patches[0]) == len(patches[1]) == 2 * 4 * 6
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(found, guided, strict=True))
     assert torch.equal(found[-1][0], output.logits)
     assert not torch.equal(found[0][0], output.logits)
 

@@ -93,10 +93,24 @@ def main() -> None:
     run("tokenlabels", "sample", drawn, "--images", arguments.images, "--simple")
     if not small.is_dir():
         shrink(drawn, small, side)
-    run("tokenlabels", "build", "coco", "--root", small, "--patch", arguments.patch, "--image-size", side,
-        "--embed-images", "--out", labels)
-    network = ("--patch", arguments.patch, "--dim", 128, "--depth", 5, "--heads", 4, "--detection-tokens", 16, "--shortest-edge", side,
-               "--longest-edge", side)  # fmt: skip
+    run(
+        "tokenlabels",
+        "build",
+        "coco",
+        "--root",
+        small,
+        "--patch",
+        arguments.patch,
+        "--image-size",
+        side,
+        "--embed-images",
+        "--out",
+        labels,
+    )
+    network = (
+        "--patch", arguments.patch, "--dim", 128, "--depth", 5, "--heads", 4, "--detection-tokens", 16,
+        "--shortest-edge", side, "--longest-edge", side,
+    )  # fmt: skip
     plain = ("--crop", 1, "--colour", 0, "--workers", 0, "--batch-size", 16)
     if not (bavit / "model.safetensors").exists():
         took["BAViT"] = run("bavit", "train", labels, "--init", "none", "--epochs", arguments.bavit_epochs,
