@@ -44,7 +44,7 @@ from bavit.training.checkpoint import load_checkpoint
 from bavit.training.interruption import Interrupted
 from bavit.training.learner import Task
 from bavit.training.run import DivergedError
-from tokenlabels.errors import OutputError, ParameterError
+from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 from tokenlabels.progress import Silent
 from tokenlabels.reader import Build
 
@@ -479,7 +479,7 @@ def test_data_that_cannot_be_learned(task: Task, sample_root: Path, tmp_path: Pa
     settings = FinetuneSettings.make(**TINY)
     bare = task.train.keep(np.diff(task.train.offsets) == 0)
     assert len(bare)
-    with pytest.raises(ParameterError, match="holds no objects to train on"):
+    with pytest.raises(TokenLabelsError, match="holds no objects to train on"):
         finetune(replace(task, train=bare), settings, {}, Silent())
     with pytest.raises(ParameterError, match="different categories"):
         finetune(replace(task, val=named(task.val, "other")), settings, {}, Silent())

@@ -36,7 +36,8 @@ def test_boxes_begin_near_their_anchors_and_are_no_objects() -> None:
     model = scratch()
     with torch.no_grad():
         found = model(torch.randn(2, 3, 48, 64))
-    assert (found.boxes[..., :2] - anchors(6)).abs().mean() < 0.12
+    spread = (anchors(6) - 0.5).abs().mean()
+    assert (found.boxes[..., :2] - anchors(6)).abs().mean() < 0.7 * spread, "nearer than all boxes in the middle"
     assert (found.boxes[..., 2:] - 0.25).abs().max() < 0.02
     assert (found.logits.argmax(-1) == 2).all()
 
@@ -54,7 +55,8 @@ def test_detection_tokens_attend_to_the_patches_at_their_anchors() -> None:
     assert shares[..., 1:49].sum(-1).min() > 0.8
     centres = patch_centres([(6, 8)], None, torch.device("cpu"))[0]
     seen = shares[..., 1:49] @ centres / shares[..., 1:49].sum(-1, keepdim=True)
-    assert (seen.mean(0) - anchors(6)).abs().max() < 0.15
+    spread = (anchors(6) - 0.5).abs().mean()
+    assert (seen.mean(0) - anchors(6)).abs().mean() < 0.7 * spread, "nearer than all in the middle"
 
 
 def test_heads_too_narrow_are_refused() -> None:

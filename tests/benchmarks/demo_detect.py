@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--bavit-epochs", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=28)
     parser.add_argument("--finetune-epochs", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=600, help="images to sweep over")
     parser.add_argument("--threshold", type=float, default=0.5, help="of masks while finetuning")
     arguments = parser.parse_args()
     out, side = arguments.out, arguments.side
@@ -125,7 +126,8 @@ def main() -> None:
                                  ranks=RANKS)  # fmt: skip
     found = []
     for model, name in ((detector, "before"), (finetuned, "after")):
-        run("bavit", "sweep", bavit, model, labels, "--thresholds", "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95", "--out",
+        run("bavit", "sweep", bavit, model, labels, "--thresholds", "0.1,0.2,0.3,0.5,0.7,0.8,0.9,0.95", "--limit",
+            arguments.limit, "--out",
             out / name)  # fmt: skip
         found.append(json.loads((out / name / "sweep.json").read_bytes()))
     table(*found)
