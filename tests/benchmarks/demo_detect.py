@@ -1,6 +1,6 @@
 """The whole way on a CPU, from scratch: a BAViT and a small YOLOS on generated pictures, then what pruning costs.
 
-    uv run --all-extras python tests/benchmarks/demo_detect.py --out detect-demo      # about 20 minutes on two cores
+    uv run --all-extras python tests/benchmarks/demo_detect.py --out detect-demo      # about 25 minutes on two cores
 
 Draws simple scenes of ten categories (`tokenlabels sample --simple`), shrinks them, labels their patches, trains both
 models, sweeps thresholds with the masks of BAViT, of the labels, and at random; finetunes the detector on what BAViT
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--bavit-epochs", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=28)
     parser.add_argument("--finetune-epochs", type=int, default=4)
-    parser.add_argument("--limit", type=int, default=600, help="images to sweep over")
+    parser.add_argument("--limit", type=int, default=400, help="images to sweep over")
     parser.add_argument("--threshold", type=float, default=0.5, help="of masks while finetuning")
     arguments = parser.parse_args()
     out, side = arguments.out, arguments.side
