@@ -156,7 +156,7 @@ def test_missing_pictures_are_counted(sample_root: Path, tmp_path: Path) -> None
 def test_sources_that_are_none(tmp_path: Path, sample_root: Path) -> None:
     with pytest.raises(TokenLabelsError, match="none: no such file or folder: name a build"):
         open_detection_set(tmp_path / "none")
-    with pytest.raises(TokenLabelsError, match="is neither: name a build of tokenlabels, a COCO folder"):
+    with pytest.raises(TokenLabelsError, match="neither a build nor COCO annotations: name a build of tokenlabels"):
         open_detection_set(tmp_path)
     (tmp_path / "file.txt").write_text("")
     with pytest.raises(TokenLabelsError, match="is neither"):
