@@ -159,7 +159,7 @@ def test_sources_that_are_none(tmp_path: Path, sample_root: Path) -> None:
     with pytest.raises(TokenLabelsError, match="neither a build nor COCO annotations: name a build of tokenlabels"):
         open_detection_set(tmp_path)
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(TokenLabelsError, match="is neither"):
+    with pytest.raises(TokenLabelsError, match="neither a build"):
         open_detection_set(tmp_path / "file.txt")
     with pytest.raises(TokenLabelsError, match=r"none\.json"):
         open_detection_set(tmp_path / "none.json")
