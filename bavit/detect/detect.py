@@ -144,11 +144,7 @@ def _batches(
             if not first:
                 detector(opened)  # once for nothing: what is made ready at the first call is not what is measured
             batch = detector(opened, times)
-        yield first, opened, [_on_cpu(each) for each in batch]
-
-
-def _on_cpu(found: Detection) -> Detection:
-    return Detection(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), found.keep.cpu())
+        yield first, opened, [each.cpu() for each in batch]
 
 
 def _check(found: Detection, name: str) -> None:

@@ -121,7 +121,7 @@ class Yolos(nn.Module):
         return self.answer(tokens.values[places])
 
     def answer(self, tokens: Tensor) -> YolosOutput:
-        """The heads' answer to any tokens (..., dim) after any block: logits and boxes (..., ·)."""
+        """The heads' answer to any tokens (..., dim) after any block: logits (..., classes + 1), boxes (..., 4)."""
         normed = self.backbone.norm(tokens)
         return YolosOutput(self.class_embed(normed), self.bbox_embed(normed).float().sigmoid())
 
