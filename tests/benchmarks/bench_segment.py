@@ -3,7 +3,7 @@
     uv run --all-extras python tests/benchmarks/bench_segment.py
     uv run --all-extras python tests/benchmarks/bench_segment.py --backbone vit_base_patch16_384 --precision bf16  # GPU
 
-Dense are ours and timm's own blocks with fused attention, whichever is faster; both with the last head alone. Tokens end
+Dense are ours and timm's own blocks with fused attention, whichever is faster; only the last head runs. Tokens end
 in blobs after block 6 of 12, every picture having its own share, 30 % or 50 % of all on average; what a head says is
 replaced by that, after it was computed. `backbone` is embedding and blocks alone; `segmenter` all of it: two heads, the
 rule, the results merged on the grid. `one by one` is the same segmenter in a loop over pictures, which is how the
