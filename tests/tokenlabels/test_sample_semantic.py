@@ -213,7 +213,7 @@ def test_the_folder_is_in_the_layout_of_masks(root: Path) -> None:
 
 
 def test_it_builds_with_its_own_thirteen_categories(root: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"image_size": 64, "embed_images": True, "embed_masks": True}
+    options: dict[str, Any] = {"image_size": 64, "embed_images": True, "embed_masks": True, "workers": 1}
     built = tokenlabels.build("semantic", root=root, out=tmp_path / "out", **options)
     assert [(category.id, category.name) for category in built.categories] == [*enumerate(CLASSES)]
     assert built.manifest["splits"].keys() == SPLITS.keys()
