@@ -44,7 +44,8 @@ Row: TypeAlias = dict[str, Any]
 
 COMMAND = str(Path(sys.executable).with_name("tokenlabels"))
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch, which reads it, is not loaded yet
+for _name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+    os.environ.setdefault(_name, "1")  # tests run side by side; torch, which reads them, is not loaded yet
 
 
 @pytest.fixture(scope="session")
@@ -320,6 +321,12 @@ def _position(rows: Sequence[Row]) -> Position:
         np.add.at(patches, where, labels != 255)
     share = np.divide(foreground, patches, out=np.zeros((height, width)), where=patches > 0)
     return Position(height, width, len(shapes) > 1, share.tolist(), patches.tolist())
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training draws no curves: they take as long as all else of a small run."""
+    monkeypatch.setattr("bavit.training.run.TrainingRun._draw", lambda run: None)
 
 
 @pytest.fixture(scope="session")

@@ -39,15 +39,27 @@ TINY: dict[str, Any] = {"init": "none", "depth": 1, "width": 64, "batch_size": 4
 
 @pytest.fixture(scope="module")
 def build(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """13 pictures to train on, 3 to validate on, 6 x 6 patches."""
+    """13 pictures to train on, 3 to validate on, 6 x 6 patches, stored in that size."""
     out = tmp_path_factory.mktemp("labels") / "out"
-    return tokenlabels.build("coco", root=sample_root, out=out, image_size=96, embed_images=True)
+    return tokenlabels.build("coco", root=sample_root, out=out, image_size=96, embed_size=96)
+
+
+def task_of(build: Build, out: Path) -> Task:
+    train_rows, val_rows = (read_rows(build, splits=[split], scores=True) for split in ("train", "val"))
+    return Task(train_rows, val_rows, None, None, out, workers=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped, with all that it leaves; not to be written to."""
+    task = task_of(build, tmp_path_factory.mktemp("whole") / "run")
+    train(task, Settings.make(**TINY), TINY, Silent())
+    return task.out
 
 
 @pytest.fixture
-def task(build: Build, tmp_path: Path) -> Task:
-    train_rows, val_rows = (read_rows(build, splits=[split], scores=True) for split in ("train", "val"))
-    return Task(train_rows, val_rows, None, None, tmp_path / "run", workers=0, device="cpu")
+def task(build: Build, tmp_path: Path, undrawn: None) -> Task:
+    return task_of(build, tmp_path / "run")
 
 
 def changed(task: Task, **changes: Any) -> Task:
@@ -97,17 +109,17 @@ class StopAt(Silent):
             os.kill(os.getpid(), self._number)
 
 
-def test_a_run_leaves_a_model_figures_and_curves(task: Task) -> None:
-    found = train(task, Settings.make(**TINY), TINY, Silent())
-    names = {path.name for path in task.out.iterdir()}
+def test_a_run_leaves_a_model_figures_and_curves(task: Task, whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
     assert names == {
         "config.json", "model.safetensors", "run.json", "metrics.jsonl", "curves.png", "checkpoint.pt"}  # fmt: skip
-    lines = [json.loads(line) for line in (task.out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
-    assert lines[-1] == found
-    model = BAViT.from_pretrained(task.out)
+    found = train(task, Settings.make(**TINY), TINY, Silent())
+    assert json.loads((task.out / "metrics.jsonl").read_text().splitlines()[-1]) == found
+    model = BAViT.from_pretrained(whole)
     assert (model.depth, model.width, model.grid) == (1, 64, task.train.grid)
-    about = json.loads((task.out / "run.json").read_text())
+    about = json.loads((whole / "run.json").read_text())
     assert about["given"] == TINY
     assert about["settings"]["optimization"]["optimizer"] == "muon"
 
@@ -132,16 +144,14 @@ def test_the_recipe_of_the_paper_steps_down_its_rate(task: Task) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_stopped_and_resumed_is_as_never_stopped(task: Task, tmp_path: Path, step: int, number: int) -> None:
+def test_stopped_and_resumed_is_as_never_stopped(task: Task, whole: Path, step: int, number: int) -> None:
     """13 pictures in batches of 4: three steps an epoch; stopped in the first epoch, at its end, and in the second."""
     settings = Settings.make(**TINY)
-    train(task, settings, TINY, Silent())
-    other = changed(task, out=tmp_path / "other")
     with pytest.raises(Interrupted, match="epoch") as caught:
-        train(other, settings, TINY, StopAt(step, number))
+        train(task, settings, TINY, StopAt(step, number))
     assert caught.value.number == number
-    train(changed(other, resume=True), settings, TINY, Silent())
-    assert same(task.out, other.out)
+    train(changed(task, resume=True), settings, TINY, Silent())
+    assert same(task.out, whole)
 
 
 def test_handlers_of_signals_are_put_back(task: Task) -> None:
@@ -240,11 +250,10 @@ def test_a_damaged_picture_is_named_or_left_out(task: Task, sample_root: Path, t
     assert 3 <= found["skipped"] <= 5
 
 
-def test_no_usable_picture_at_all_is_no_training(task: Task, tmp_path: Path) -> None:
-    train(task, Settings.make(**TINY | {"epochs": 1}), {}, Silent())
+def test_no_usable_picture_at_all_is_no_training(task: Task, whole: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    outside = changed(task, images=tmp_path / "nothing", val_images=tmp_path / "nothing", out=tmp_path / "other")
-    for init in ("none", str(task.out)):
+    outside = changed(task, images=tmp_path / "nothing", val_images=tmp_path / "nothing")
+    for init in ("none", str(whole)):
         settings = Settings.make(**TINY | {"on_error": "skip", "init": init})
         with pytest.raises(PictureError, match=r"could be (used|read)"):
             train(outside, settings, {}, Silent())
@@ -310,7 +319,8 @@ def test_a_run_killed_before_its_first_epoch_may_be_begun_again(task: Task) -> N
 
 @pytest.mark.slow
 def test_compiled_it_learns_the_same(task: Task, tmp_path: Path) -> None:
-    quick = TINY | {"epochs": 1}
+    """One step an epoch, for every size of a batch is compiled anew; the second loss tells what the first step did."""
+    quick = TINY | {"batch_size": 13}
     plain = train(task, Settings.make(**quick), {}, Silent())
     compiled = train(changed(task, out=tmp_path / "c"), Settings.make(**quick | {"compile": True}), {}, Silent())
     assert compiled["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-3)
@@ -336,10 +346,9 @@ def test_other_settings_or_data_do_not_resume(task: Task, sample_root: Path, tmp
               Silent())  # fmt: skip
 
 
-def test_a_finished_run_has_nothing_to_resume(task: Task) -> None:
-    train(task, Settings.make(**TINY), TINY, Silent())
+def test_a_finished_run_has_nothing_to_resume(task: Task, whole: Path) -> None:
     with pytest.raises(ParameterError, match="nothing to resume"):
-        train(changed(task, resume=True), Settings.make(**TINY), TINY, Silent())
+        train(changed(task, out=whole, resume=True), Settings.make(**TINY), TINY, Silent())
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -10])
@@ -447,11 +456,9 @@ def test_bf16_trains(task: Task) -> None:
     assert all(value.dtype == torch.float32 for value in weights(task.out).values())
 
 
-def test_resuming_a_checkpoint_as_initialisation(task: Task, tmp_path: Path) -> None:
+def test_resuming_a_checkpoint_as_initialisation(task: Task, whole: Path) -> None:
     """`--init RUN` starts another run from the weights of the first."""
-    train(task, Settings.make(**TINY), TINY, Silent())
-    options = TINY | {"init": str(task.out), "lr": 0.0, "epochs": 1, "ema": 0.0}
-    second = changed(task, out=tmp_path / "second")
-    train(second, Settings.make(**options), options, Silent())
-    for name, value in weights(second.out).items():
-        assert torch.equal(value, weights(task.out)[name]), name
+    options = TINY | {"init": str(whole), "lr": 0.0, "epochs": 1, "ema": 0.0}
+    train(task, Settings.make(**options), options, Silent())
+    for name, value in weights(task.out).items():
+        assert torch.equal(value, weights(whole)[name]), name
