@@ -79,10 +79,16 @@ def bavit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def task(build: Build, rows: Rows, tmp_path: Path) -> Task:
+def drawn(build: Build, rows: Rows, tmp_path: Path) -> Task:
+    """Training that also draws its curves."""
     return Task(
         rows, read_rows(build, splits=["val"], scores=False), None, None, tmp_path / "run", workers=0, device="cpu"
     )
+
+
+@pytest.fixture
+def task(drawn: Task, undrawn: None) -> Task:
+    return drawn
 
 
 class StopAt(Silent):
@@ -311,21 +317,21 @@ def same(one: Path, other: Path) -> bool:
     )
 
 
-def test_a_run_leaves_a_detector_and_figures(task: Task, bavit: Path) -> None:
+def test_a_run_leaves_a_detector_and_figures(drawn: Task, bavit: Path) -> None:
     chosen = TINY | {"bavit": str(bavit), "val_every": 2, "prune_after": 1}
     told = Notes()
-    found = finetune(task, FinetuneSettings.make(**chosen), chosen, told)
-    assert {path.name for path in task.out.iterdir()} == {
+    found = finetune(drawn, FinetuneSettings.make(**chosen), chosen, told)
+    assert {path.name for path in drawn.out.iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json", "run.json", "metrics.jsonl", "curves.png",
         "checkpoint.pt"}  # fmt: skip
-    first, last = [json.loads(line) for line in (task.out / "metrics.jsonl").read_text().splitlines()]
+    first, last = [json.loads(line) for line in (drawn.out / "metrics.jsonl").read_text().splitlines()]
     assert last == found
     assert "val_ap" not in first
     assert 0 <= last["val_ap"] <= last["val_ap50"] <= 1
     assert 0 < last["train_sparsity"] < 1
     assert last["train_loss"] == pytest.approx(last["train_class"] + 5 * last["train_l1"] + 2 * last["train_giou"])
-    model = Yolos.from_pretrained(task.out)
-    assert model.config.labels == tuple(entry.name for entry in task.train.categories)
+    model = Yolos.from_pretrained(drawn.out)
+    assert model.config.labels == tuple(entry.name for entry in drawn.train.categories)
     assert model.config.shortest_edge == 64
     assert len(told.texts) == 3  # what the detector is, and the epochs
 
