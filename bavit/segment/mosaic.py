@@ -105,9 +105,9 @@ def _like(weights: NDArray[np.float32], other: Tensor) -> Tensor:
 
 def _greatest(answers: Tensor) -> NDArray[np.uint8]:
     """The class of each pixel, (.., K) -> uint8 (..); NumPy is several times as fast as torch at it."""
-    if answers.device.type == "cpu":
-        return answers.numpy().argmax(-1).astype(np.uint8)
-    return answers.argmax(-1).to(torch.uint8).cpu().numpy()
+    on_cpu = answers.device.type == "cpu"
+    found = answers.numpy().argmax(-1) if on_cpu else answers.argmax(-1).to(torch.uint8).cpu().numpy()
+    return found.astype(np.uint8)
 
 
 class Axis:
@@ -125,7 +125,7 @@ class Axis:
         self.side = side
         self._starts, self._window, self._patch = np.array(starts), window, patch
         self._cells = -(-window // patch)
-        self._centres = (np.arange(side) + 0.5) * (scaled / side)
+        self._centres: NDArray[np.float64] = (np.arange(side, dtype=np.float64) + 0.5) * (scaled / side)
 
     def untouched(self, number: int, *, last: bool = False) -> int:
         """Pixels before the first one that a window covers, or, with `last`, up to the end of it."""
