@@ -156,6 +156,7 @@ class SegmentRow(msgspec.Struct, frozen=True):
     latency_dense_ms: float | None
     speedup: float | None
     speedup_ideal: float | None
+    images: int
 
 
 class SegmentSweep(msgspec.Struct, frozen=True):

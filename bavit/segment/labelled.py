@@ -1,4 +1,4 @@
-"""Pictures with masks to evaluate on: some rows of a build, whose classes are those of a segmenter."""
+"""Pictures with masks to evaluate on: some rows of a build, whose classes a segmenter knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from bavit.pictures import PictureError, PictureReader
 from bavit.rows import Rows, read_rows
-from bavit.segment.classes import class_table, require_classes
+from bavit.segment.classes import class_table, onto_model
 from bavit.segment.config import SegmentClass
 from bavit.segment.masks import MaskReader, paired_pictures, with_masks
 from bavit.splits import evaluation_splits
@@ -70,7 +70,7 @@ def open_labelled(
 
     Args:
         shards: a build.
-        classes: of the segmenter; those of the build must be the same.
+        classes: of the segmenter; it may have more than the build.
         model: what the segmenter is called, for errors.
         splits: names, by default those that begin with `val`, else all.
         images: folder of the pictures, or None where they are embedded.
@@ -80,14 +80,13 @@ def open_labelled(
 
     Raises:
         ParameterError: no such split or card, or no pictures.
-        TokenLabelsError: no build, no masks, or other classes than the segmenter's.
+        TokenLabelsError: no build, no masks, or classes that the segmenter lacks.
     """
     build = open_build(shards)
     rows = read_rows(build, splits=evaluation_splits(build, splits), scores=False)
     if not len(rows):
         raise TokenLabelsError(f"{shards}: its splits {', '.join(evaluation_splits(build, splits))} hold no images.")
-    table = class_table(build, rows, card)
-    require_classes(table, classes, model)
+    table = onto_model(class_table(build, rows, card), classes, model)
     rows = with_masks(rows, note)
     if limit is not None and limit < len(rows):
         rows = rows.keep(np.arange(len(rows)) < limit)
