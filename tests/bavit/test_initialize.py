@@ -119,7 +119,7 @@ def test_imagenet_asks_timm_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append((name, pretrained))
         return timm_vit(img_size=384, embed_dim=192, num_heads=3)
 
-    monkeypatch.setattr("bavit.background.initialize.timm.create_model", create)
+    monkeypatch.setattr("bavit.vit_weights.timm.create_model", create)
     model = BAViT(depth=2)
     initialize.from_imagenet(model)
     assert asked == [("vit_tiny_patch16_384.augreg_in21k_ft_in1k", True)]
@@ -132,7 +132,7 @@ def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, *, pretrained: bool) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("bavit.background.initialize.timm.create_model", fail)
+    monkeypatch.setattr("bavit.vit_weights.timm.create_model", fail)
     with pytest.raises(TokenLabelsError, match=r"--init none .*name that file with --init"):
         initialize.from_imagenet(model_of())
 
