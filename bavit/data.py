@@ -221,7 +221,7 @@ class BatchOrder(Sampler[list[Key]]):
 def epoch_order(rows: Rows, seed: int, epoch: int) -> NDArray[np.int64]:
     """int64 (n,): the rows in the order of an epoch, mixed within windows of row groups that a worker can hold."""
     rng = np.random.default_rng((seed, 0, epoch))
-    if not rows.has_pictures:
+    if not any(rows.picture_bytes):
         return rng.permutation(len(rows))
     starts = np.searchsorted(rows.group, np.arange(len(rows.groups) + 1))
     pieces: list[NDArray[np.int64]] = []

@@ -1,0 +1,1 @@
+"""Segmentation: plain ViTs whose easy tokens end early (DToP), on ragged tokens."""
