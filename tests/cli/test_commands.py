@@ -68,7 +68,7 @@ OPTIONS = {
     "verify": "--json",
     "relabel": "--tau --out --overwrite --json",
     "show": "--output -o --images --grid --split --json",
-    "sample": "--images --seed --simple --json",
+    "sample": "--images --seed --simple --semantic --json",
 }
 
 
