@@ -20,6 +20,7 @@ from tokenlabels.errors import TokenLabelsError
 _PREFIXES = ("vit.", "backbone.")
 """What names begin with in a run of `bavit train`, and of `bavit segment train`."""
 
+_EVERY_VIT = {"pos_embed": 3, "patch_embed.proj.weight": 4}
 _BARE = ("cls_token", "reg_token")
 
 
@@ -96,20 +97,19 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def load_vit(vit: VisionTransformer, weights: VitWeights, kept: tuple[str, ...] = ("head.",)) -> None:
+def load_vit(vit: VisionTransformer, weights: VitWeights) -> None:
     """Fit weights into a ViT; blocks beyond its depth are left out, and so is what else it has not.
 
     Args:
-        vit: receives the weights. Where it has tokens before those of patches, and the weights have not as many, its
-            own stay; where it has none, theirs are dropped.
+        vit: receives the weights. A classifier of another shape stays as it is; so do tokens before those of patches,
+            where the weights have not as many.
         weights: of another one.
-        kept: beginnings of names of what it has of its own, unless weights of that shape are there.
 
     Raises:
         TokenLabelsError: it has fewer blocks, another width, or is no ViT.
     """
     state, path, known = weights.state, weights.source, vit.state_dict()
-    if not {"pos_embed", "patch_embed.proj.weight"} <= state.keys():
+    if any(name not in state or state[name].ndim != ndim for name, ndim in _EVERY_VIT.items()):
         raise TokenLabelsError(f"{path}: holds no ViT (no pos_embed): --init takes the weights of a timm ViT or a run.")
     depth = len(vit.blocks)
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
@@ -120,7 +120,7 @@ def load_vit(vit: VisionTransformer, weights: VitWeights, kept: tuple[str, ...] 
     if strange:
         raise TokenLabelsError(f"{path}: has {strange[0]}, which this model has not: its blocks are of another kind.")
     fitted = {name: value for name, value in state.items() if name in known}
-    own = {name: value for name, value in known.items() if name.startswith(kept)}
+    own = {name: value for name, value in known.items() if name.startswith("head.")}
     fitting = all(name in state and state[name].shape == value.shape for name, value in own.items())
     fitted |= {} if fitting else own
     if weights.prefix != vit.num_prefix_tokens:

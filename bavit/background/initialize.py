@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
@@ -19,21 +20,22 @@ _WHITEN_FLOOR = 0.02
 _PATCHES = 30_000
 
 
-def from_scratch(model: BAViT, pixels: Tensor, generator: torch.Generator) -> None:
-    """Initialise a model so that it learns from few pictures.
+def from_scratch(vit: VisionTransformer, pixels: Tensor, generator: torch.Generator) -> None:
+    """Initialise a ViT so that it learns from few pictures.
 
     The first layer whitens patches of the data, and positions are sines and cosines. What each of these brings is in
     the README.
 
     Args:
-        model: freshly made, changed in place.
+        vit: freshly made, changed in place.
         pixels: float (B, 3, H', W'), some hundred normalised pictures of the training set.
         generator: picks the patches that are looked at.
     """
     with torch.no_grad():
-        positions = sine_positions(*model.shape, model.width)
-        model.vit.get_parameter("pos_embed").copy_(_POSITION_SCALE * positions)
-        whiten(model.vit.patch_embed.proj, pixels, model.width, generator)
+        positions, shape = vit.get_parameter("pos_embed"), vit.patch_embed.grid_size
+        prefix = positions.shape[1] - shape[0] * shape[1]
+        positions[:, prefix:] = _POSITION_SCALE * sine_positions(*shape, vit.embed_dim)
+        whiten(vit.patch_embed.proj, pixels, vit.embed_dim, generator)
 
 
 def sine_positions(rows: int, cols: int, width: int) -> Tensor:

@@ -33,7 +33,7 @@ def test_scratch_whitens_the_patches_of_the_data() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(24, 3, 64, 64, generator=generator).cumsum(3) / 64  # neighbours are alike, as in photographs
     model = model_of()
-    initialize.from_scratch(model, pixels, generator)
+    initialize.from_scratch(model.vit, pixels, generator)
     with torch.inference_mode():
         tokens = model.vit.patch_embed(pixels).flatten(0, 1)
     assert tokens.mean(0).abs().max() < 1e-3
@@ -56,7 +56,7 @@ def test_scratch_is_the_same_for_the_same_seed(monkeypatch: pytest.MonkeyPatch) 
     states = []
     for seed in (1, 1, 2):
         model = model_of()
-        initialize.from_scratch(model, torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        initialize.from_scratch(model.vit, torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
                                 torch.Generator().manual_seed(seed))  # fmt: skip
         with torch.inference_mode():
             states.append(model(torch.ones(1, 3, 64, 64)))
