@@ -4,6 +4,8 @@
     kept = model.kept(model.preprocess(pictures))    # bool (B, rows, cols)
     detector = bavit.PrunedDetector(model, bavit.Yolos.from_pretrained("hustvl/yolos-tiny"))
     found = detector(pictures)    # boxes, scores, labels of each
+    segmenter = bavit.Segmenter("vit_base_patch16_384", 150, "atm", pretrained=True)
+    found = segmenter(segmenter.preprocess(pictures))    # logits (B, 150, rows, cols), where tokens ended
 
 Everything is imported on first use, so that `import bavit` does not load torch.
 """
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from bavit.detect.accounting import token_reduction
     from bavit.detect.pruned import PrunedDetector
     from bavit.detect.yolos import Yolos
+    from bavit.segment.model import Segmenter
 
-__all__ = ["BAViT", "PrunedDetector", "Yolos", "refine", "resize_mask", "token_reduction"]
+__all__ = ["BAViT", "PrunedDetector", "Segmenter", "Yolos", "refine", "resize_mask", "token_reduction"]
 
 _HOMES = {
     "BAViT": ("background.model", "BAViT"),
     "PrunedDetector": ("detect.pruned", "PrunedDetector"),
+    "Segmenter": ("segment.model", "Segmenter"),
     "Yolos": ("detect.yolos", "Yolos"),
     "refine": ("background.refine", "refine"),
     "resize_mask": ("background.refine", "resize_mask"),

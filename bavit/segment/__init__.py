@@ -1,1 +1,1 @@
-"""Segmentation: plain ViTs whose easy tokens end early (DToP), on ragged tokens."""
+"""Dynamic token pruning for segmentation (DToP, Tang et al., ICCV 2023): easy tokens leave a plain ViT early."""
