@@ -32,9 +32,9 @@ def from_scratch(vit: VisionTransformer, pixels: Tensor, generator: torch.Genera
         generator: picks the patches that are looked at.
     """
     with torch.no_grad():
-        positions, shape = vit.get_parameter("pos_embed"), vit.patch_embed.grid_size
-        prefix = positions.shape[1] - shape[0] * shape[1]
-        positions[:, prefix:] = _POSITION_SCALE * sine_positions(*shape, vit.embed_dim)
+        positions, (rows, cols) = vit.get_parameter("pos_embed"), vit.patch_embed.grid_size
+        prefix = positions.shape[1] - rows * cols
+        positions[:, prefix:] = _POSITION_SCALE * sine_positions(rows, cols, vit.embed_dim)
         whiten(vit.patch_embed.proj, pixels, vit.embed_dim, generator)
 
 

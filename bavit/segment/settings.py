@@ -203,7 +203,7 @@ class SegmentSettings(RunSettings):
             raise ParameterError(f"--downsample {new.downsample} is instead of early exit: leave --p0 out.")
         fixed = [name for name, value in shape if value is not None and name in ("dim", "heads")]
         if self.init == "imagenet" and fixed:
-            raise ParameterError(f"--{fixed[0]} is no choice with ImageNet weights, which have theirs: use --init none.")
+            raise ParameterError(f"--{fixed[0]} cannot be chosen for weights of ImageNet: use --init none.")
 
 
 def _pair(option: str, values: Sequence[float]) -> tuple[float, float]:
