@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from cli.console import ListsCommand
+from cli.segment_evaluation import evaluate, predict, sweep
 from cli.segmenting import finetune, train
 
 segment = typer.Typer(
@@ -16,3 +17,6 @@ segment = typer.Typer(
 
 segment.command(cls=ListsCommand)(train)
 segment.command(cls=ListsCommand)(finetune)
+segment.command("eval", cls=ListsCommand)(evaluate)
+segment.command(cls=ListsCommand)(sweep)
+segment.command(cls=ListsCommand)(predict)
