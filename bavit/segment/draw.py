@@ -19,7 +19,7 @@ _VOID: Colour = (255, 255, 255)
 _OVER = 0.62
 """How much of a class's colour lies over the picture."""
 
-_STAGE_COLOURS: tuple[Colour, ...] = ((253, 219, 119), (240, 128, 72), (178, 40, 98), (70, 20, 110), (10, 10, 40))
+_STAGE_COLOURS: tuple[Colour, ...] = ((253, 219, 119), (240, 128, 72), (178, 40, 98), (62, 38, 140))
 """From tokens that stopped first to those that went furthest: darker and darker."""
 
 _FONT_SIZE, _SQUARE, _LINE, _MARGIN, _GAP = 15, 13, 21, 6, 18
@@ -114,7 +114,7 @@ def draw_segmentation(
     order = sorted(np.flatnonzero(there[: len(classes)]).tolist(), key=lambda number: -there[number])
     shares = np.bincount(stages.reshape(-1), minlength=len(tones)) / stages.size
     legends = [
-        [(f"{name} {share:.0%}", tone) for name, share, tone in zip(
+        [(f"{name}: {share:.0%}", tone) for name, share, tone in zip(
             stage_names(exit_after), shares.tolist(), tones, strict=True)],
         [(classes[number].name, colours[number]) for number in order],
     ]  # fmt: skip

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from bavit.machine import Machine
 from bavit.pictures import PictureError
 from bavit.segment.accounting import dense_macs
 from bavit.segment.config import SegmentClass
 from bavit.segment.exits import DENSE, Exits
-from bavit.segment.figures import ImageFigures, SegmentEvaluation, Times
+from bavit.segment.figures import TIMED, ImageFigures, SegmentEvaluation, Times
+from bavit.segment.handling import Handling
 from bavit.segment.inference import Segmented, segment
 from bavit.segment.labelled import LabelledPictures
 from bavit.segment.metrics import Confusion, Quality, quality
 from bavit.segment.model import Segmenter
 from bavit.segment.timing import time_segmenter
-from bavit.segment.windows import View
 from bavit.timing import spread
 from tokenlabels.errors import ParameterError
 from tokenlabels.progress import Progress
-from tokenlabels.threads import in_threads
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How an evaluation goes.
+class Wish(Handling):
+    """How an evaluation goes; `batch_size` is that of throughput, too.
 
     Attributes:
-        view: how pictures are shown to the network.
-        batch_size: windows at a time, and of throughput.
-        workers: threads that decode pictures.
-        on_error: what to do about a picture or mask that cannot be read: `raise` or `skip`.
         time_windows: how many windows are timed, from cheap to dear; 0: no timing.
         rounds: of timing.
 
@@ -44,16 +38,13 @@ class Wish:
         ParameterError: a number out of range.
     """
 
-    view: View
-    batch_size: int = 8
-    workers: int = 1
-    on_error: Literal["raise", "skip"] = "raise"
     time_windows: int = 16
     rounds: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.rounds) < 1 or min(self.time_windows, self.workers) < 0:
-            raise ParameterError("an evaluation takes at least 1 window at a time, and 1 round of timing.")
+        Handling.__post_init__(self)
+        if self.rounds < 1 or self.time_windows < 0:
+            raise ParameterError(f"{self.time_windows} windows cannot be timed in {self.rounds} rounds.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,16 +70,23 @@ class Measured:
         """What the matrix of confusion says."""
         return quality(self.counts)
 
-    @property
-    def macs_dense(self) -> float:
-        """Of the unpruned network, mean of a picture."""
-        return float(np.mean([image.macs_dense for image in self.images]))
-
-    @property
-    def tokens_alive(self) -> list[float]:
-        """Mean share of patch tokens that have not ended when each stage begins."""
-        found: list[float] = np.mean([image.tokens_alive for image in self.images], axis=0).tolist()
-        return found
+    def figures(self, classes: Sequence[SegmentClass], times: Times | None) -> dict[str, Any]:
+        """Quality, cost and times, by the names that they have in `SegmentEvaluation` and `SegmentRow`."""
+        seen = self.quality
+        macs, macs_dense = (
+            float(np.mean([getattr(image, name) for image in self.images])) for name in ("macs", "macs_dense")
+        )
+        return {
+            "miou": seen.miou,
+            "pixel_accuracy": seen.pixel_accuracy,
+            "per_category": _by_name(classes, seen),
+            "macs": macs,
+            "macs_dense": macs_dense,
+            "macs_reduction": 1 - macs / macs_dense,
+            "tokens_alive": np.mean([image.tokens_alive for image in self.images], axis=0).tolist(),
+            "images": len(self.images),
+            **{name: None if times is None else getattr(times, name) for name in TIMED},
+        }
 
 
 def measure(
@@ -113,8 +111,9 @@ def measure(
     found = Measured(confusion.counts, [], [], [], [])
     progress.stage("segmenting", len(data))
     with exits.set_on(model):
-        opened = _opened(data, wish, progress)
-        for (number, mask), segmented in segment(model, opened, wish.view, machine, wish.batch_size):
+        opened = wish.readable(data.open, len(data), progress)
+        pictures = (((number, mask), picture) for number, (picture, mask) in opened)
+        for (number, mask), segmented in segment(model, pictures, wish.view, machine, wish.batch_size):
             seen = quality(confusion.add(mask, segmented.classes))
             found.images.append(_image(model, data, number, segmented, seen))
             found.numbers.append(number)
@@ -180,71 +179,29 @@ def evaluate(
     found = measure(model, data, exits, wish, machine, progress)
     whole = measure(model, data, DENSE, wish, machine, progress).quality if dense else None
     times = measure_times(model, data, exits, wish, machine, found, progress)
-    alive = found.tokens_alive
-    macs, macs_dense = float(np.mean([image.macs for image in found.images])), found.macs_dense
-    seen = found.quality
+    figures = found.figures(data.classes, times)
+    alive = figures["tokens_alive"]
     told = SegmentEvaluation(
-        miou=seen.miou,
-        pixel_accuracy=seen.pixel_accuracy,
-        per_category=by_name(data.classes, seen),
-        macs=macs,
-        macs_dense=macs_dense,
-        macs_reduction=1 - macs / macs_dense,
-        tokens_alive=alive,
+        **figures,
+        **exits.described(),
         exit_shares=[before - after for before, after in zip(alive, [*alive[1:], 0.0], strict=True)],
-        throughput=times and times.throughput,
-        throughput_dense=times and times.throughput_dense,
-        latency_ms=times and times.latency_ms,
-        latency_dense_ms=times and times.latency_dense_ms,
-        speedup=times and times.speedup,
-        speedup_ideal=times and times.speedup_ideal,
-        miou_dense=whole and whole.miou,
-        pixel_accuracy_dense=whole and whole.pixel_accuracy,
-        p0=exits.rule.p0,
-        exit_after=exits.exit_after,
-        keep_per_class=exits.rule.keep_per_class,
-        method=exits.rule.method,
-        proportion=exits.rule.proportion,
+        miou_dense=None if whole is None else whole.miou,
+        pixel_accuracy_dense=None if whole is None else whole.pixel_accuracy,
         head=model.config.head,
-        images=len(found.images),
         skipped=len(data) - len(found.images),
         windows=float(np.mean([image.windows for image in found.images])),
-        windows_timed=times.windows_timed if times else 0,
-        batch_size=times.batch_size if times else wish.batch_size,
+        windows_timed=0 if times is None else times.windows_timed,
+        batch_size=wish.batch_size if times is None else times.batch_size,
         environment=machine.describe(),
     )
     return told, found
 
 
-def by_name(classes: tuple[SegmentClass, ...], seen: Quality) -> dict[str, float | None]:
+def _by_name(classes: Sequence[SegmentClass], seen: Quality) -> dict[str, float | None]:
     """IoU of each class by its name; a name that several have is followed by the value."""
     names = [each.name for each in classes]
     keys = [each.name if names.count(each.name) == 1 else f"{each.name} ({each.value})" for each in classes]
     return dict(zip(keys, seen.iou, strict=True))
-
-
-def _opened(
-    data: LabelledPictures, wish: Wish, progress: Progress
-) -> Iterator[tuple[tuple[int, NDArray[np.uint8]], Image.Image]]:
-    """Every picture that can be read, with its number and mask; as many at a time as there are threads."""
-
-    def attempt(number: int) -> tuple[Image.Image, NDArray[np.uint8]] | PictureError:
-        try:
-            return data.open(number)
-        except PictureError as fault:
-            return fault
-
-    step = max(1, wish.workers)
-    for first in range(0, len(data), step):
-        numbers = range(first, min(first + step, len(data)))
-        for number, found in zip(numbers, in_threads(attempt, numbers, wish.workers), strict=True):
-            if isinstance(found, PictureError):
-                if wish.on_error == "raise":
-                    raise PictureError(f"{found} Mend it, or leave such pictures out with --on-error skip.") from None
-                progress.note(f"left out: {found}")
-                progress.advance(1)
-            else:
-                yield (number, found[1]), found[0]
 
 
 def _image(model: Segmenter, data: LabelledPictures, number: int, segmented: Segmented, seen: Quality) -> ImageFigures:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from bavit.segment.config import check_positions
 from bavit.segment.early_exit import ExitRule, Method
@@ -30,6 +31,10 @@ class Exits:
     def stages(self) -> int:
         """Stages that a token may end in, going to the end included."""
         return len(self.exit_after) + 1
+
+    def described(self) -> dict[str, Any]:
+        """Its values, by the names that they have in figures."""
+        return {**asdict(self.rule), "exit_after": self.exit_after}
 
     @contextlib.contextmanager
     def set_on(self, model: Segmenter) -> Iterator[None]:

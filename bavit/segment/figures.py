@@ -42,6 +42,10 @@ class Times(msgspec.Struct, frozen=True):
     batch_size: int
 
 
+TIMED = ("throughput", "throughput_dense", "latency_ms", "latency_dense_ms", "speedup", "speedup_ideal")
+"""Those of `Times` that evaluations and rows have, None where nothing was timed."""
+
+
 class ImageFigures(msgspec.Struct, frozen=True):
     """One image.
 

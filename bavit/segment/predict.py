@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,33 +18,24 @@ from bavit.segment.accounting import dense_macs
 from bavit.segment.draw import draw_segmentation, palette, stage_image, stage_names, value_image
 from bavit.segment.exits import Exits
 from bavit.segment.figures import save_json
+from bavit.segment.handling import Handling
 from bavit.segment.inference import Segmented, segment
 from bavit.segment.model import Segmenter
-from bavit.segment.windows import View
 from bavit.visualize import save_png
 from tokenlabels.progress import Progress
-from tokenlabels.threads import in_threads
 
 RESULTS_FILE = "predictions.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Handling):
     """How pictures are gone through, and what is written.
 
     Attributes:
-        view: how they are shown to the network.
-        batch_size: windows at a time.
-        workers: threads that decode.
-        on_error: what to do about a picture that cannot be read: `raise` or `skip`.
         overlays: write `<name>-overlay.png`.
         stages: write `<name>-stages.png`.
     """
 
-    view: View
-    batch_size: int = 8
-    workers: int = 1
-    on_error: Literal["raise", "skip"] = "raise"
     overlays: bool = True
     stages: bool = True
 
@@ -81,8 +72,9 @@ def predict(
     progress.stage("segmenting", len(paths))
     begun = time.perf_counter()
     with exits.set_on(model):
-        opened = _opened(paths, wish, progress)
-        for (number, picture), found in segment(model, opened, wish.view, machine, wish.batch_size):
+        opened = wish.readable(lambda number: open_picture(paths[number], str(paths[number])), len(paths), progress)
+        pictures = (((number, picture), picture) for number, picture in opened)
+        for (number, picture), found in segment(model, pictures, wish.view, machine, wish.batch_size):
             written = _write(model, picture, found, exits, wish, out / names[number])
             images.append(_told(model, paths[number], found, written))
             progress.advance(1)
@@ -104,29 +96,6 @@ def predict(
     }
     save_json(told, out / RESULTS_FILE)
     return told
-
-
-def _opened(
-    paths: Sequence[Path], wish: Wish, progress: Progress
-) -> Iterator[tuple[tuple[int, Image.Image], Image.Image]]:
-    """Every picture that can be read, with its number; as many at a time as there are threads."""
-
-    def attempt(path: Path) -> Image.Image | PictureError:
-        try:
-            return open_picture(path, str(path))
-        except PictureError as fault:
-            return fault
-
-    step = max(1, wish.workers)
-    for first in range(0, len(paths), step):
-        for number, found in enumerate(in_threads(attempt, paths[first : first + step], wish.workers), first):
-            if isinstance(found, PictureError):
-                if wish.on_error == "raise":
-                    raise PictureError(f"{found} Mend it, or leave such pictures out with --on-error skip.") from None
-                progress.note(f"left out: {found}")
-                progress.advance(1)
-            else:
-                yield (number, found), found
 
 
 def _write(
@@ -154,7 +123,7 @@ def _told(model: Segmenter, path: Path, found: Segmented, written: dict[str, str
         "width": width,
         "height": height,
         "windows": len(found.layout),
-        "shares": {model.classes[n].name: counts[n] / found.classes.size for n in np.flatnonzero(counts).tolist()},
+        "shares": {model.classes[n].name: int(counts[n]) / width / height for n in np.flatnonzero(counts).tolist()},
         "macs": int(found.macs.sum()),
         "macs_dense": len(found.layout) * dense_macs(model, found.layout.window),
         "tokens_alive": found.shares_alive,

@@ -10,12 +10,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from torch import nn
-
 from bavit.machine import Machine
 from bavit.segment.early_exit import Method
-from bavit.segment.evaluate import Wish, by_name, measure, measure_times
+from bavit.segment.evaluate import Wish, measure, measure_times
 from bavit.segment.exits import DENSE, Exits, exits_of
 from bavit.segment.figures import SegmentRow, SegmentSweep
 from bavit.segment.labelled import LabelledPictures
@@ -52,11 +49,12 @@ def plan_rows(
     """
     if model.reduction is not None or not model.head_after:
         raise ParameterError("this run has no early exit to sweep: it was trained with --downsample, or without heads.")
+    own = model.rule
     asked = [
         exits_of(model, p0=probability, exit_after=places, keep_per_class=count, method=method)
-        for method in methods or [None]
-        for places in positions or [None]
-        for count in (keep if keep is not None else [None])
+        for method in methods or [own.method]
+        for places in positions or [model.exit_after]
+        for count in keep or [own.keep_per_class]
         for probability in p0 or P0
     ]
     found: dict[tuple[object, ...], Exits] = {}
@@ -135,34 +133,10 @@ def _row(
 ) -> SegmentRow:
     found = measure(model, data, exits, wish, machine, progress)
     times = measure_times(model, data, exits, wish, machine, found, progress)
-    seen, rule = found.quality, exits.rule
-    macs = float(np.mean([image.macs for image in found.images]))
-    return SegmentRow(
-        dense=exits is DENSE,
-        p0=rule.p0,
-        exit_after=exits.exit_after,
-        keep_per_class=rule.keep_per_class,
-        method=rule.method,
-        proportion=rule.proportion,
-        miou=seen.miou,
-        pixel_accuracy=seen.pixel_accuracy,
-        per_category=by_name(data.classes, seen),
-        macs=macs,
-        macs_dense=found.macs_dense,
-        macs_reduction=1 - macs / found.macs_dense,
-        tokens_alive=found.tokens_alive,
-        throughput=times and times.throughput,
-        throughput_dense=times and times.throughput_dense,
-        latency_ms=times and times.latency_ms,
-        latency_dense_ms=times and times.latency_dense_ms,
-        speedup=times and times.speedup,
-        speedup_ideal=times and times.speedup_ideal,
-        images=len(found.images),
-    )
+    return SegmentRow(dense=exits is DENSE, **found.figures(data.classes, times), **exits.described())
 
 
-def _digest(model: nn.Module, data: LabelledPictures, wish: Wish, machine: Machine) -> str:
-    assert isinstance(model, Segmenter)
+def _digest(model: Segmenter, data: LabelledPictures, wish: Wish, machine: Machine) -> str:
     rows = data.rows
     described = (_VERSION, __version__, model.config, data.classes, wish, machine.describe(), list(rows.image_ids),
                  list(rows.file_names), rows.folder)  # fmt: skip

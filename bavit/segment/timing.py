@@ -44,9 +44,10 @@ def time_segmenter(
     whole = len(windows) // size * size
     planes = torch.from_numpy(np.stack(windows)).to(machine.device).permute(0, 3, 1, 2)
     inputs = model.normalise(planes)
-    alone, batches = inputs.split(1), inputs[:whole].split(size)
-    ways = [partial(_seconds, model, each, machine) for each in (exits, DENSE)]
-    (ours,), (dense,) = take_turns(ways, alone, batches, [len(batch) for batch in batches], rounds, advance)
+    alone, batches = torch.split(inputs, 1), torch.split(inputs[:whole], size)
+    ways = [partial(_seconds, model, each, machine) for each in dict.fromkeys((DENSE, exits))]
+    found = take_turns(ways, alone, batches, [len(batch) for batch in batches], rounds, advance)
+    (dense,), (ours,) = found[0], found[-1]
     return Times(
         latency_ms=ours.latency_ms,
         latency_dense_ms=dense.latency_ms,
