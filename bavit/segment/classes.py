@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,37 +102,39 @@ def class_table(build: Build, rows: Rows, card: str | None = None) -> ClassTable
     known = np.zeros(256, np.bool_)
     if not is_panoptic(rows):
         values = [each.value for each in meant]
+        void = _void(build, rows)
         of_value[values] = numbers
-        known[values] = True
-        known[_void(build, rows)] = True
+        of_value[void] = IGNORED
+        known[[*values, *void]] = True
     of_category = np.asarray(numbers[len(meant) - len(rows.categories) :], np.uint8)
     left_out = tuple(each.name for each, number in zip(meant, numbers, strict=True) if number == IGNORED)
     return ClassTable(classes, of_value, of_category, known, left_out)
 
 
-def require_classes(table: ClassTable, classes: Sequence[SegmentClass], model: str) -> None:
-    """Make sure that a model has been trained on these very classes.
+def onto_model(table: ClassTable, classes: Sequence[SegmentClass], model: str) -> ClassTable:
+    """The classes of a model, and what the masks of a build are to them, matched by name.
 
     Args:
-        table: of the data.
-        classes: of the model.
+        table: of the build.
+        classes: of the model; it may have more than the build.
         model: what it is called, for errors.
 
     Raises:
-        TokenLabelsError: it has others, fewer or more.
+        TokenLabelsError: the build has a class that the model lacks.
     """
-    for number, (mine, its) in enumerate(zip(table.classes, classes, strict=False)):
-        if mine.name != its.name:
+    by_name = {each.name: number for number, each in enumerate(classes)}
+    numbers = np.full(256, IGNORED, np.uint8)
+    for number, each in enumerate(table.classes):
+        same = number < len(classes) and classes[number].name == each.name  # names may occur twice
+        if not same and each.name not in by_name:
             raise TokenLabelsError(
-                f"class {number} of the data is {mine.name!r}, of {model} {its.name!r}: use data with the same "
-                "categories, or the data card that it was trained with."
+                f"the masks have the class {each.name!r} ({len(table.classes)} in all), and {model} does not (it has "
+                f"{len(classes)}): use data with its categories, or the data card that it was trained with."
             )
-    if len(table.classes) != len(classes):
-        more = "more" if len(table.classes) > len(classes) else "fewer"
-        raise TokenLabelsError(
-            f"the masks have {more} classes ({len(table.classes)}) than {model} ({len(classes)}): use data with the "
-            "same categories, or the data card that it was trained with."
-        )
+        numbers[number] = number if same else by_name[each.name]
+    return replace(
+        table, classes=tuple(classes), of_value=numbers[table.of_value], of_category=numbers[table.of_category]
+    )
 
 
 def _meant(build: Build, rows: Rows) -> tuple[SegmentClass, ...]:

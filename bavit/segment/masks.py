@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from bavit.pictures import EmbeddedColumns, PictureError, PictureReader
 from bavit.rows import Rows, embedded_bytes
@@ -38,6 +37,7 @@ class MaskReader:
     def __init__(self, rows: Rows, table: ClassTable) -> None:
         check_masks(rows)
         self._rows, self._table = rows, table
+        self._known, self._classes = np.flatnonzero(table.known).astype(np.uint8).tobytes(), table.of_value.tobytes()
         self._panoptic = is_panoptic(rows)
         segments = ["segments.id", "segments.category"] if self._panoptic else []
         self._embedded = EmbeddedColumns(rows, ["mask.bytes", *segments])
@@ -81,13 +81,15 @@ class MaskReader:
         return found
 
     def _of_values(self, index: int, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        strange = np.flatnonzero((np.array(Image.fromarray(stored).histogram()) > 0) & ~self._table.known)
-        if len(strange):
+        values = stored.tobytes()
+        strange = values.translate(None, self._known)  # what is left when known values are deleted
+        if strange:
             raise PictureError(
                 f"{self._embedded.name(index)}: its mask holds the value {strange[0]}, which is none of the "
                 f"{len(self._table.classes)} classes: list all categories in a file (--categories) and build again."
             )
-        return self._table.of_value[stored]
+        found = np.frombuffer(bytearray(values.translate(self._classes)), np.uint8)  # bytearray: it can be written
+        return found.reshape(stored.shape)
 
     def _of_segments(self, index: int, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Classes of the colours of a panoptic mask, whose runs of one colour are few.
@@ -147,8 +149,8 @@ def with_masks(rows: Rows, note: Callable[[str], None]) -> Rows:
         raise TokenLabelsError(f"{rows.folder}: none of {len(rows):,} images has a mask: choose other splits.")
     if not kept.all():
         note(f"{len(kept) - int(kept.sum()):,} of {len(kept):,} images have no mask and are left out.")
-    stored = [held + embedded_bytes(group, "mask") for held, group in zip(rows.picture_bytes, rows.groups, strict=True)]
-    return replace(rows.keep(kept), picture_bytes=stored)
+    held = [embedded_bytes(group, "image") + embedded_bytes(group, "mask") for group in rows.groups]
+    return replace(rows.keep(kept), picture_bytes=held)
 
 
 def _present(group: GroupAddress) -> list[bool]:

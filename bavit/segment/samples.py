@@ -160,13 +160,12 @@ class SegmentImages(Dataset[SegmentSample]):
         picture = self._picture(row, mask.size, scaled)
         shrunk = _reduction(mask.size, picture.size)
         pixels = picture.resize(crop.size, Image.Resampling.BICUBIC, crop.box_in(picture.size, shrunk))
-        flip = view.flip and rng.random() < 0.5
         if view.colour:
             pixels = pixels.convert("RGB", colour_matrix(rng, view.colour))
-        filled, target = crop.padded(np.array(pixels), PAD_COLOUR), crop.padded(np.array(values), IGNORED)
-        if flip:
-            filled, target = np.ascontiguousarray(filled[:, ::-1]), np.ascontiguousarray(target[:, ::-1])
-        return SegmentSample(row, filled, target)
+        if view.flip and rng.random() < 0.5:
+            turn = Image.Transpose.FLIP_LEFT_RIGHT
+            pixels, values, crop = pixels.transpose(turn), values.transpose(turn), crop.flipped()
+        return SegmentSample(row, crop.padded(np.array(pixels), PAD_COLOUR), crop.padded(np.array(values), IGNORED))
 
     def _picture(self, row: int, size: tuple[int, int], scaled: tuple[int, int] | None) -> Image.Image:
         """The picture of a mask of (width, height) `size`; of enough pixels to be `scaled`."""
@@ -219,6 +218,11 @@ class _Crop:
         """The box in a picture of `size` that was shrunk while it was decoded."""
         left, top, right, bottom = (side / shrunk for side in self.box)
         return left, top, min(right, size[0]), min(bottom, size[1])
+
+    def flipped(self) -> _Crop:
+        """With the picture's part where it is in the mirrored crop; its box stays."""
+        left, top = self.place
+        return replace(self, place=(self.shape[1] - left - self.size[0], top))
 
     def padded(self, part: NDArray[np.uint8], fill: int | tuple[int, int, int]) -> NDArray[np.uint8]:
         """The whole crop, from the picture's part of it."""
