@@ -15,7 +15,7 @@ from tokenlabels.errors import ParameterError
 from tokenlabels.threads import cores
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -61,7 +61,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
     Raises:
         ParameterError: a device or precision that is not to be had here.
     """
-    from lightning.fabric import Fabric  # which takes seconds to load, and only training needs
+    from lightning_fabric import Fabric  # which takes a second to load, and only training needs
 
     kind = pick_device(device)
     world = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
@@ -89,7 +89,7 @@ def is_first_rank() -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what Lightning tells of itself."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log = logging.getLogger("lightning_fabric")
     before = log.level
     log.setLevel(logging.ERROR)
     try:

@@ -13,7 +13,7 @@ _PACKAGES = (
     "matplotlib",
     "torchvision",
     "timm",
-    "lightning",
+    "lightning-fabric",
     "transformers",
     "safetensors",
     "huggingface-hub",

@@ -50,7 +50,9 @@ def make_backbone(
         raise TokenLabelsError(
             f"the weights of {shape.name} cannot be fetched ({type(fault).__name__}): use --init none, or a file."
         ) from None
-    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as fault:
+    except TypeError as fault:
+        raise ParameterError(f"{shape.name} is no plain ViT of timm ({str(fault).partition(chr(10))[0]}).") from None
+    except (ValueError, AssertionError, ZeroDivisionError) as fault:
         raise _unmakeable(shape, fault) from None
     return for_any_size(found)
 

@@ -159,8 +159,6 @@ class _DecoderLayer(nn.Module):
             return _attend_padded(query, pairs, lengths)
         parts = [
             _attend(query[index : index + 1], image[None])
-            if len(image)
-            else (found.new_zeros(1, *found.shape[1:]), found.new_zeros(1, 0, found.shape[1]))
             for index, image in enumerate(torch.split(pairs, list(lengths)))
         ]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1][0] for part in parts])

@@ -28,8 +28,8 @@ from bavit.segment.reduction import HalvedGrid
 from bavit.segment.walk import Travellers
 from bavit.segment.weights import read_segmenter, write_segmenter
 from bavit.vit import run_block
-from bavit.weights import load_weights
-from tokenlabels.errors import ParameterError
+from bavit.weights import CONFIG_FILE, load_weights
+from tokenlabels.errors import ParameterError, TokenLabelsError
 
 DEFAULT_SIZE = (512, 512)
 
@@ -177,8 +177,11 @@ class Segmenter(nn.Module):
             TokenLabelsError: there is no such model, its files are damaged, or it is no segmenter.
         """
         config, state, path = read_segmenter(name)
-        with torch.device("meta"):
-            model = cls.from_config(config)
+        try:
+            with torch.device("meta"):
+                model = cls.from_config(config)
+        except ParameterError as fault:
+            raise TokenLabelsError(f"{path.parent / CONFIG_FILE}: does not describe a segmenter ({fault})") from None
         load_weights(model, state, path, assign=True)
         return model.eval()
 
@@ -213,6 +216,10 @@ class Segmenter(nn.Module):
             ParameterError: one of them is out of range.
         """
         return ExitRule(self.p0, self.keep_per_class, self.method, self.proportion)
+
+    @property
+    def _exits(self) -> bool:
+        return self.rule.exits and self.reduction is None
 
     @property
     def depth(self) -> int:
@@ -254,7 +261,7 @@ class Segmenter(nn.Module):
         """
         rows, cols = self.grid(*pixels.shape[-2:])
         cells, stages = len(pixels) * rows * cols, len(self.exit_after) + 1
-        places = self.exit_after if self.rule.exits and self.reduction is None else ()
+        places = self.exit_after if self._exits else ()
         ended = torch.full((cells,), stages - 1, device=pixels.device)
         image = torch.arange(len(pixels), device=pixels.device).repeat_interleave(rows * cols)
         heads = torch.zeros(len(pixels), stages, dtype=torch.int64)
@@ -287,7 +294,7 @@ class Segmenter(nn.Module):
         """
         rows, cols = self.grid(*pixels.shape[-2:])
         found = []
-        for step in self._steps(pixels, self.exit_after, exiting=exiting and self.rule.exits, seen=[]):
+        for step in self._steps(pixels, self.exit_after, exiting=exiting and self._exits, seen=[]):
             logits = step.canvas.view(len(pixels), rows, cols, -1).permute(0, 3, 1, 2)
             found.append(StageOutput(logits, step.class_logits, torch.tensor(step.read)))
         return found

@@ -21,17 +21,20 @@ OPTIONS = (
 )
 
 
-def run(ranks: int, labels: Path, out: Path) -> list[dict[str, float]]:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    subprocess.run(
+def run(ranks: int, labels: Path, out: Path) -> tuple[list[dict[str, float]], str]:
+    """The figures of every epoch, and what was told on stderr; of one process also every module that it loaded."""
+    distributed = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launch = distributed if ranks > 1 else ["-X", "importtime"]
+    ended = subprocess.run(
         [sys.executable, *launch, "-m", "cli.bavit", "train", str(labels), "--out", str(out), *OPTIONS],
         check=True,
         capture_output=True,
+        text=True,
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
     )
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], ended.stderr
 
 
 def test_two_ranks_train_as_one(sample_root: Path, tmp_path: Path) -> None:
@@ -39,7 +42,11 @@ def test_two_ranks_train_as_one(sample_root: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     tokenlabels.build("coco", root=sample_root, out=labels, image_size=96, embed_images=True, crowd="ignore")
     assert tokenlabels.open(labels).manifest["splits"]["val"]["images"] % 2 == 1  # one rank has fewer to validate on
-    one, two = run(1, labels, tmp_path / "one"), run(2, labels, tmp_path / "two")
+    one, told = run(1, labels, tmp_path / "one")
+    two, _ = run(2, labels, tmp_path / "two")
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
+    assert "lightning_fabric" in loaded
+    assert not loaded & {"transformers", "torchmetrics"}, "they take ten seconds of every start"
     assert len(one) == len(two) == 2
     for alone, together in zip(one, two, strict=True):
         for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "lr", "step"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -434,7 +435,14 @@ def test_fp16_needs_cuda(task: Task) -> None:
 
 
 def test_bf16_trains(task: Task) -> None:
+    """And Lightning says nothing of it."""
+    heard: list[logging.LogRecord] = []
+    log, ear = logging.getLogger("lightning_fabric"), logging.Handler()
+    ear.emit = heard.append  # type: ignore[method-assign]
+    log.addHandler(ear)
     found = train(task, Settings.make(**TINY | {"precision": "bf16"}), TINY, Silent())
+    log.removeHandler(ear)
+    assert not heard
     assert 0 < found["train_loss"] < 2
     assert all(value.dtype == torch.float32 for value in weights(task.out).values())
 
