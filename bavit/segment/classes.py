@@ -128,7 +128,7 @@ def onto_model(table: ClassTable, classes: Sequence[SegmentClass], model: str) -
         same = number < len(classes) and classes[number].name == each.name  # names may occur twice
         if not same and each.name not in by_name:
             raise TokenLabelsError(
-                f"the masks have the class {each.name!r} ({len(table.classes)} in all), and {model} does not (it has "
+                f"the masks have the class {each.name!r} ({len(table.classes)} in all), which {model} lacks (it has "
                 f"{len(classes)}): use data with its categories, or the data card that it was trained with."
             )
         numbers[number] = number if same else by_name[each.name]

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from bavit.augment import colour_matrix
 from bavit.data import Key
-from bavit.pictures import PictureError
+from bavit.pictures import PictureError, as_tensor, resize
 from bavit.rows import Rows
 from bavit.segment.classes import IGNORED, ClassTable
 from bavit.segment.masks import MaskReader, paired_pictures
@@ -48,7 +48,7 @@ class CropView:
         colour: see `augment.Augmentation`.
         category_share: of a crop, without what is ignored, that one class may have; crops with more are drawn again, up
             to `REDRAWS` times.
-        train: False: the whole picture, stretched to the crop; nothing is random.
+        train: False: the whole picture, stretched to the crop as `Segmenter.preprocess` does it; nothing is random.
     """
 
     crop: tuple[int, int]
@@ -144,9 +144,10 @@ class SegmentImages(Dataset[SegmentSample]):
             return SegmentSample(row, fault=str(fault))
 
     def _stretched(self, row: int, mask: Image.Image) -> SegmentSample:
-        size = self.view.crop[::-1]
-        picture = self._picture(row, mask.size, None).resize(size, Image.Resampling.BICUBIC)
-        return SegmentSample(row, np.array(picture), np.array(mask.resize(size, Image.Resampling.NEAREST)))
+        height, width = self.view.crop
+        pixels = resize(as_tensor(self._picture(row, mask.size, None)), (height, width))
+        target = mask.resize((width, height), Image.Resampling.NEAREST)
+        return SegmentSample(row, pixels.permute(1, 2, 0).numpy(), np.array(target))
 
     def _cropped(self, row: int, mask: Image.Image, rng: np.random.Generator) -> SegmentSample:
         view = self.view
@@ -159,7 +160,7 @@ class SegmentImages(Dataset[SegmentSample]):
                 break
         picture = self._picture(row, mask.size, scaled)
         shrunk = _reduction(mask.size, picture.size)
-        pixels = picture.resize(crop.size, Image.Resampling.BICUBIC, crop.box_in(picture.size, shrunk))
+        pixels = picture.resize(crop.size, Image.Resampling.BILINEAR, crop.box_in(picture.size, shrunk))
         if view.colour:
             pixels = pixels.convert("RGB", colour_matrix(rng, view.colour))
         if view.flip and rng.random() < 0.5:
