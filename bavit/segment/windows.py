@@ -82,7 +82,7 @@ class Layout:
             number: of the window.
 
         Returns:
-            uint8 (H, W, 3), bicubic with antialiasing; grey where the window is larger than the scaled picture.
+            uint8 (H, W, 3), bilinear with antialiasing as in training; grey where the window is larger than the scaled picture.
         """
         top, left = self.tops[number // len(self.lefts)], self.lefts[number % len(self.lefts)]
         height, width = (min(side, end - start) for side, end, start in zip(
@@ -95,7 +95,7 @@ class Layout:
             source = (
                 left * across, top * down, min(box[2] * across, self.size[1]), min(box[3] * down, self.size[0])
             )  # fmt: skip
-            part = picture.resize((width, height), Image.Resampling.BICUBIC, source)
+            part = picture.resize((width, height), Image.Resampling.BILINEAR, source)
         if (height, width) == self.window:
             return np.array(part)
         found = np.empty((*self.window, 3), np.uint8)
