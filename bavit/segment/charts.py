@@ -67,14 +67,15 @@ def draw_categories(
         for place, value in zip(places, values, strict=True):
             free = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
             panel.text(value + 0.01, place, f"{100 * value:.1f}", va="center", fontsize=SMALL, color=MUTED, bbox=free)
-        panel.set_yticks(places, [_short(name) for _, name in part])
+        panel.set_yticks(places, [_short(name) for _, name in part], parse_math=False)
         panel.set_ylim(max(rows, 1) - 0.4, -0.6)
         panel.set_xlim(0, 1.08)
         panel.set_xticks(np.linspace(0, 1, 6))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
     if absent:
         some = ", ".join(_short(name) for name in absent[:6]) + (", …" if len(absent) > 6 else "")
-        figure.supxlabel(f"in neither labels nor predictions: {some}", fontsize=SMALL, color=MUTED, x=0.02, ha="left")
+        told = f"in neither labels nor predictions: {some}"
+        figure.supxlabel(told, fontsize=SMALL, color=MUTED, x=0.02, ha="left", parse_math=False)
     return save_figure(figure, path)
 
 

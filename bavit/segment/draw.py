@@ -73,7 +73,7 @@ def tinted(picture: Image.Image, numbers: NDArray[np.uint8], colours: Sequence[C
     """
     shown = np.asarray(Image.fromarray(numbers).resize(picture.size, Image.Resampling.NEAREST))
     table = np.full((256, 3), _VOID, np.uint8)
-    table[: len(colours)] = colours
+    table[: len(colours)] = np.array(colours, np.uint8).reshape(-1, 3)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     pixels = (grey * (1 - _OVER) + table[shown] * _OVER).astype(np.uint8)
     stripes = np.add.outer(np.arange(picture.height), np.arange(picture.width)) % 8 < 2
