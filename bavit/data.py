@@ -280,6 +280,7 @@ def loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else it draws from torch's, which dropout goes on from after --resume
     )
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from bavit.background.initialize import from_scratch
 from bavit.data import PictureSet, first_pictures
 from bavit.segment.backbone import make_backbone, normalisation
-from bavit.segment.classes import ClassTable, require_classes
-from bavit.segment.config import SegmenterConfig, check_positions
+from bavit.segment.config import SegmentClass, SegmenterConfig, check_positions
 from bavit.segment.model import Segmenter
 from bavit.segment.settings import SegmentSettings
 from bavit.segment.weights import read_segmenter
@@ -42,22 +41,21 @@ class SegmentStart:
     source: Path = Path()
 
 
-def start_of(settings: SegmentSettings, table: ClassTable) -> SegmentStart:
+def start_of(settings: SegmentSettings, classes: tuple[SegmentClass, ...]) -> SegmentStart:
     """Find out where training starts.
 
     Args:
         settings: of the run.
-        table: classes of the training set.
+        classes: what a new segmenter is to tell apart.
 
     Raises:
         ParameterError: no such backbone, or sizes or positions that make no segmenter.
-        TokenLabelsError: the run cannot be read, or has other classes.
+        TokenLabelsError: the run that is finetuned cannot be read.
     """
     if settings.run is None:
-        config = _new_config(settings, table)
+        config = _new_config(settings, classes)
         return SegmentStart(config, settings.rule.p0 is not None and _exits(config))
     config, state, path = read_segmenter(settings.run)
-    require_classes(table, config.classes, settings.run)
     config = replace(config, rule=settings.rule.applied(config.rule))
     return SegmentStart(config, _exits(config), state, path)
 
@@ -66,7 +64,7 @@ def _exits(config: SegmenterConfig) -> bool:
     return config.rule.exits and bool(config.exit_after) and config.downsample == "none"
 
 
-def _new_config(settings: SegmentSettings, table: ClassTable) -> SegmenterConfig:
+def _new_config(settings: SegmentSettings, classes: tuple[SegmentClass, ...]) -> SegmenterConfig:
     new = settings.new
     side = SCRATCH_SIDE if settings.init == "none" else PRETRAINED_SIDE
     size = new.crop or (side, side)
@@ -77,7 +75,7 @@ def _new_config(settings: SegmentSettings, table: ClassTable) -> SegmenterConfig
     check_positions(exits, depth)
     mean, std = normalisation(vit)
     plain = SegmenterConfig(
-        classes=table.classes,
+        classes=classes,
         backbone=new.backbone,
         head=new.head,
         exit_after=exits,

@@ -15,7 +15,7 @@ from bavit.pictures import PictureError
 from bavit.plots import BLUE, ORANGE
 from bavit.rows import Rows
 from bavit.segment.accounting import dense_macs
-from bavit.segment.classes import IGNORED, ClassTable, require_classes
+from bavit.segment.classes import IGNORED, ClassTable, onto_model
 from bavit.segment.heads import combined
 from bavit.segment.loss import segmentation_loss
 from bavit.segment.metrics import quality
@@ -87,9 +87,9 @@ class SegmentLearner(Learner[SegmentBatch]):
     def __init__(self, task: Task, tables: tuple[ClassTable, ClassTable], settings: SegmentSettings) -> None:
         super().__init__(task, settings)
         self.command = "segment train" if settings.run is None else "segment finetune"
-        self.tables = tables
-        require_classes(tables[1], tables[0].classes, str(task.train.folder))
-        self.start = start_of(settings, tables[0])
+        self.start = start_of(settings, tables[0].classes)
+        model = settings.run or f"the data to train on, {task.train.folder},"
+        self.tables = tuple(onto_model(table, self.start.config.classes, model) for table in tables)
         self.lr_factors = {"heads": settings.optimization.head_lr}
 
     def digest(self) -> str:
