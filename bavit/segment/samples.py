@@ -63,11 +63,11 @@ class CropView:
         if min(self.crop) < 1:
             raise ParameterError(f"a crop of {self.crop[0]} x {self.crop[1]} pixels holds nothing: name a larger one.")
         if not 0 < low <= high < math.inf:
-            raise ParameterError(f"--scale {low} {high} is no range: name the least and the most, above 0.")
+            raise ParameterError(f"--scale-range {low} {high} is no range: name the least and the most, above 0.")
         if not 0 <= self.colour <= 1:
             raise ParameterError(f"--colour {self.colour} is outside 0..1: it is the strength of changes of colour.")
         if not 0 < self.category_share <= 1:
-            raise ParameterError(f"--category-share {self.category_share} is outside 0..1: it is a share of the crop.")
+            raise ParameterError(f"category_share {self.category_share} is outside 0..1: it is a share of the crop.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from segment_builds import EMBEDDED, masks_of, opened, semantic
+from voc_data import write_voc
 
 import tokenlabels
 from bavit.pictures import PictureError
@@ -127,6 +128,21 @@ def test_the_classes_of_a_data_card(
     for row, image_id in enumerate(rows.image_ids):
         wanted = np.vectorize(lambda value: place.get(value, 255))(masks[image_id.rpartition("/")[2]])
         np.testing.assert_array_equal(reader.open(row), wanted)
+
+
+def test_void_of_voc_is_no_class_even_where_a_list_names_it(tmp_path: Path) -> None:
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps({0: "background", 8: "cat", 12: "dog", 15: "person", 255: "rim"}))
+    root = write_voc(tmp_path / "voc")
+    build = tokenlabels.build(
+        "voc", root=root, rule="pixel-ratio", categories=str(listed), out=tmp_path / "out", **EMBEDDED
+    )
+    rows, table, masks = opened(build)
+    assert [each.name for each in table.classes] == ["background", "cat", "dog", "person", "rim"]
+    for row, image_id in enumerate(rows.image_ids):
+        stored = np.array(Image.open(root / "SegmentationClass" / f"{image_id}.png"))
+        wanted = np.select([stored == value for value in (0, 8, 12, 15)], [0, 1, 2, 3], 255)
+        np.testing.assert_array_equal(masks.open(row), wanted)
 
 
 def test_background_is_a_class_where_no_card_says_otherwise(tmp_path: Path) -> None:

@@ -272,11 +272,11 @@ def test_validation_stretches_as_the_model_does(small: Build) -> None:
     ("options", "named"),
     [
         ({"crop": (0, 5)}, "crop of 0 x 5"),
-        ({"scale": (2.0, 0.5)}, "--scale 2.0 0.5"),
-        ({"scale": (0.0, 0.5)}, "--scale 0.0 0.5"),
-        ({"scale": (0.5, float("inf"))}, "--scale 0.5 inf"),
+        ({"scale": (2.0, 0.5)}, "--scale-range 2.0 0.5"),
+        ({"scale": (0.0, 0.5)}, "--scale-range 0.0 0.5"),
+        ({"scale": (0.5, float("inf"))}, "--scale-range 0.5 inf"),
         ({"colour": 1.5}, "--colour 1.5"),
-        ({"category_share": 0.0}, "--category-share 0.0"),
+        ({"category_share": 0.0}, "category_share 0.0"),
     ],
 )
 def test_views_that_are_none(options: dict[str, Any], named: str) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,21 @@ def test_modes_that_hold_values(small: Build, tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader.open(0), values)
         dataset = SegmentImages(rows, None, table, CropView((16, 24)), 0)
         assert dataset[0, 0].fault is None
+
+
+@pytest.mark.parametrize("change", [lambda table: table.slice(1), lambda table: table.drop_columns(["mask"])])
+def test_a_shard_that_is_replaced_under_way(
+    small: Build, tmp_path: Path, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    shutil.copytree(small.path, tmp_path / "out")
+    rows, table, _ = opened(tokenlabels.open(tmp_path / "out"))
+    (path,) = (tmp_path / "out").rglob("*.parquet")
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(PictureError, match="has changed since its rows were read"):
+        MaskReader(rows, table).open(1)
+    path.unlink()
+    with pytest.raises(PictureError, match="is missing or damaged"):
+        MaskReader(rows, table).open(1)
 
 
 PANOPTIC_BAD: list[tuple[str, bytes, str]] = [
