@@ -7,7 +7,8 @@ picture never exist: they are made of the windows around it for some pixels at a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bavit.segment.windows import Layout
+
+_Share: TypeAlias = tuple[int, slice, NDArray[np.float32]]
 
 _TILE_NUMBERS = 1 << 20
 """Numbers that are made at a time: classes x pixels."""
@@ -81,21 +84,21 @@ class Mosaic:
                 found = self._rows[row][column][1]
                 self.stages[np.ix_(first + pixels, places)] = found[np.ix_(cells, others)]
 
-    def _fill_tile(
-        self, down: tuple[int, int], side: tuple[int, int], across: list[tuple[int, NDArray[np.float32]]]
-    ) -> None:
+    def _fill_tile(self, down: tuple[int, int], side: tuple[int, int], across: Sequence[_Share]) -> None:
+        """Some pixels: windows side by side are merged first, for all rows of cells that matter, then those below."""
+        upright = list(self._y.covering(*down))
         strips = []
-        for row, weights in self._y.covering(*down):
-            answers = self._rows[row]
-            parts = [_like(shares, answers[column][0]) @ answers[column][0] for column, shares in across]
-            strips.append((_like(weights, parts[0]), torch.stack(parts).sum(0).flatten(1)))  # (rows, pixels * K)
-        width = side[1] - side[0]
-        numbers = strips[0][1].shape[1]
+        for row, cells, _ in upright:
+            parts = [self._rows[row][column][0][cells, others] for column, others, _ in across]
+            shares = _like(np.concatenate([each for _, _, each in across], axis=1), parts[0])
+            strips.append(shares @ torch.cat(parts, 1))  # (cells, pixels across, K)
+        merged = torch.cat(strips).flatten(1)
+        weights = _like(np.concatenate([each for _, _, each in upright], axis=1), merged)
+        width, numbers = side[1] - side[0], merged.shape[1]
         step = max(1, _TILE_NUMBERS // numbers)
         for top in range(down[0], down[1], step):
             bottom = min(top + step, down[1])
-            part = slice(top - down[0], bottom - down[0])
-            found = torch.stack([weights[part] @ strip for weights, strip in strips]).sum(0)
+            found = weights[top - down[0] : bottom - down[0]] @ merged
             self.classes[top:bottom, side[0] : side[1]] = _greatest(found.view(bottom - top, width, numbers // width))
 
 
@@ -134,12 +137,12 @@ class Axis:
         edge = self._starts[number] + (self._window if last else 0)
         return int(np.searchsorted(self._centres, edge))
 
-    def covering(self, first: int, last: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def covering(self, first: int, last: int) -> Iterator[_Share]:
         """Windows that cover some of the pixels first .. last - 1.
 
         Yields:
-            The number of a window, and float32 (last - first, cells), what its cells count for each pixel: all windows
-            together 1.
+            The number of a window, those of its cells that matter, and float32 (last - first, cells), what these count
+            for each pixel: all windows together 1.
         """
         centres = self._centres[first:last]
         inside = self._inside(centres)
@@ -152,7 +155,10 @@ class Axis:
             pixels = np.arange(len(centres))
             weights[pixels, low] = 1 - share
             weights[pixels, np.minimum(low + 1, self._cells - 1)] += share
-            yield number, (weights * (inside[:, number] / total)[:, None]).astype(np.float32)
+            weights *= (inside[:, number] / total)[:, None].astype(np.float32)
+            used = np.flatnonzero(weights.any(axis=0))
+            cells = slice(int(used[0]), int(used[-1]) + 1)
+            yield number, cells, weights[:, cells]
 
     def deepest(self, first: int, last: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """Windows in which some of the pixels first .. last - 1 lie deeper than in any other.

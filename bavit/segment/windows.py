@@ -82,7 +82,7 @@ class Layout:
             number: of the window.
 
         Returns:
-            uint8 (H, W, 3), bilinear with antialiasing as in training; grey where the window is larger than the scaled picture.
+            uint8 (H, W, 3), bilinear with antialiasing as in training; grey where the scaled picture does not reach.
         """
         top, left = self.tops[number // len(self.lefts)], self.lefts[number % len(self.lefts)]
         height, width = (min(side, end - start) for side, end, start in zip(

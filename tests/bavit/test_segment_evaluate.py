@@ -285,7 +285,7 @@ class TestSweep:
         self, model: Segmenter, data: LabelledPictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[Exits] = []
-        real = sweeping.measure
+        real = measure
 
         def counted(given: Segmenter, some: LabelledPictures, exits: Exits, *rest: Any) -> Any:
             if len(calls) == 2:
@@ -302,7 +302,12 @@ class TestSweep:
         with pytest.raises(KeyboardInterrupt):
             run(wish(model))
         assert calls == rows[:2]
-        monkeypatch.setattr(sweeping, "measure", lambda *given: calls.append(given[2]) or real(*given))
+
+        def recorded(given: Segmenter, some: LabelledPictures, exits: Exits, *rest: Any) -> Any:
+            calls.append(exits)
+            return real(given, some, exits, *rest)
+
+        monkeypatch.setattr(sweeping, "measure", recorded)
         found = run(wish(model))
         assert calls == rows
         assert run(wish(model)) == found
