@@ -68,25 +68,21 @@ def rows_table(found: SegmentSweep) -> Table:
 
     from bavit.segment.sweep import described
 
-    heads = ("mIoU", "pixel accuracy", "GMAC", "saved", "alive", "windows/s", "unpruned", "times as fast", "by MACs")
-    table = Table("tokens end", *map(_right, heads))
+    timed = any(row.speedup is not None for row in found.rows)
+    times = ("windows/s", "unpruned", "times as fast", "by MACs") if timed else ()
+    table = Table("tokens end", *map(_right, ("mIoU", "pixel accuracy", "GMAC", "saved", "alive", *times)))
     for row in found.rows:
-        timed: tuple[str, ...] = ("", "", "", "")
-        if row.speedup is not None:
-            timed = (
-                f"{row.throughput:,.2f}", f"{row.throughput_dense:,.2f}", f"{row.speedup:.2f}x",
-                f"{row.speedup_ideal:.2f}x",
-            )  # fmt: skip
-        table.add_row(
-            "unpruned" if row.dense else described(row),
+        told = [
             f"{row.miou:.2%}",
             f"{row.pixel_accuracy:.2%}",
             f"{row.macs / 1e9:.3f}",
             f"{row.macs_reduction:.1%}",
             " ".join(f"{share:.0%}" for share in row.tokens_alive),
-            *timed,
-            end_section=row.dense,
-        )
+        ]
+        if row.speedup is not None:
+            told += [f"{row.throughput:,.2f}", f"{row.throughput_dense:,.2f}", f"{row.speedup:.2f}x"]
+            told += [f"{row.speedup_ideal:.2f}x"]
+        table.add_row("unpruned" if row.dense else described(row), *told, end_section=row.dense)
     return table
 
 

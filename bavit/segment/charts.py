@@ -32,6 +32,12 @@ _COLUMN_ROWS = 40
 _MOST_LETTERS = 22
 _COLOURS = (BLUE, ORANGE, RED, SKY, INK)
 _BINS = 24
+_RULED = {
+    "p0": ("top-k", "remove", "average", "average-top-k"),
+    "keep_per_class": ("top-k", "average-top-k"),
+}
+"""Methods to which these values mean something."""
+
 _MOST_NAMED = 4
 """Of more lines, points are not named."""
 
@@ -141,20 +147,21 @@ def draw_sweep(sweep: SegmentSweep, path: Path) -> Path:
 
 
 def _draw_family(panel: Axes, sweep: SegmentSweep, across: Callable[[SegmentRow], float]) -> None:
-    """Lines over p0, and points where there is one; each point has its p0."""
+    """Lines over p0, or over k where there is one p0; each point has its own."""
+    rest = [row for row in sweep.rows if not row.dense]
+    over = "p0" if len({row.p0 for row in rest}) > 1 else "keep_per_class"
     families: dict[str, list[SegmentRow]] = {}
-    for row in sweep.rows:
-        if not row.dense:
-            families.setdefault(_family(row), []).append(row)
+    for row in rest:
+        families.setdefault(_family(row, over), []).append(row)
     for number, (name, rows) in enumerate(families.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        ordered = sorted(rows, key=lambda row: row.p0)
+        ordered = sorted(rows, key=lambda row: float(getattr(row, over)))
         x, y = [across(row) for row in ordered], [100 * row.miou for row in ordered]
         style = ("-", "--", ":")[number // len(_COLOURS) % 3]
         panel.plot(x, y, style, marker="o", markersize=4, color=colour, linewidth=1.6, label=name)
         for row, place, value in zip(ordered, x, y, strict=True):
-            if row.method != "proportion" and len(families) <= _MOST_NAMED:
-                panel.annotate(f"{row.p0:g}", (place, value), xytext=(0, 6), textcoords="offset points",
+            if row.method in _RULED[over] and len(families) <= _MOST_NAMED:
+                panel.annotate(f"{getattr(row, over):g}", (place, value), xytext=(0, 6), textcoords="offset points",
                                ha="center", fontsize=SMALL, color=colour)  # fmt: skip
     dense = next((row for row in sweep.rows if row.dense), None)
     if dense is not None:
@@ -167,12 +174,15 @@ def _draw_family(panel: Axes, sweep: SegmentSweep, across: Callable[[SegmentRow]
         panel.set_ylim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
 
 
-def _family(row: SegmentRow) -> str:
-    """What the rows of one line share: everything but p0."""
+def _family(row: SegmentRow, over: str) -> str:
+    """What the rows of one line share: everything but what they differ in."""
     places = " and ".join(map(str, row.exit_after)) or "no block"
-    kept = f", k {row.keep_per_class}" if row.method in ("top-k", "average-top-k") else ""
-    share = f" {row.proportion:g}" if row.method == "proportion" else ""
-    return f"after {places}: {row.method}{share}{kept}"
+    told = f"after {places}: {row.method}"
+    if row.method == "proportion":
+        return f"{told} {row.proportion:g}"
+    if over == "keep_per_class":
+        return f"{told}, p0 {row.p0:g}"
+    return f"{told}, k {row.keep_per_class}" if row.method in _RULED["keep_per_class"] else told
 
 
 def _short(name: str) -> str:
