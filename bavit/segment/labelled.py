@@ -12,7 +12,7 @@ from PIL import Image
 
 from bavit.pictures import PictureError, PictureReader
 from bavit.rows import Rows, read_rows
-from bavit.segment.classes import class_table, onto_model
+from bavit.segment.classes import ClassTable, class_table, onto_model
 from bavit.segment.config import SegmentClass
 from bavit.segment.masks import MaskReader, paired_pictures, with_masks
 from bavit.splits import evaluation_splits
@@ -26,18 +26,23 @@ class LabelledPictures:
 
     Attributes:
         rows: of the build.
-        classes: what masks tell apart.
+        table: what masks mean to the segmenter.
         pictures: opens pictures.
         masks: opens masks.
     """
 
     rows: Rows
-    classes: tuple[SegmentClass, ...]
+    table: ClassTable
     pictures: PictureReader
     masks: MaskReader
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def classes(self) -> tuple[SegmentClass, ...]:
+        """Those of the segmenter."""
+        return self.table.classes
 
     def open(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
         """A picture, RGB, and the class of each of its pixels, uint8 (height, width), 255 where it counts nowhere.
@@ -90,4 +95,4 @@ def open_labelled(
     rows = with_masks(rows, note)
     if limit is not None and limit < len(rows):
         rows = rows.keep(np.arange(len(rows)) < limit)
-    return LabelledPictures(rows, table.classes, paired_pictures(rows, images), MaskReader(rows, table))
+    return LabelledPictures(rows, table, paired_pictures(rows, images), MaskReader(rows, table))

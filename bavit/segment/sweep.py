@@ -140,4 +140,5 @@ def _digest(model: Segmenter, data: LabelledPictures, wish: Wish, machine: Machi
     rows = data.rows
     described = (_VERSION, __version__, model.config, data.classes, wish, machine.describe(), list(rows.image_ids),
                  list(rows.file_names), rows.folder)  # fmt: skip
-    return digest_of(described, (model,), (rows.widths, rows.heights))
+    arrays = (rows.widths, rows.heights, data.table.of_value, data.table.of_category)
+    return digest_of(described, (model,), arrays)
