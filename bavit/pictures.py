@@ -85,6 +85,10 @@ class EmbeddedColumns:
                 table = file.read_row_group(address.index, columns=self._columns, use_threads=False).combine_chunks()
         except (OSError, pa.ArrowException):
             raise PictureError(f"{address.path}: is missing or damaged: run the same build command again.") from None
+        if table.num_rows != address.rows or {*table.column_names} != {
+            name.partition(".")[0] for name in self._columns
+        }:
+            raise PictureError(f"{address.path}: has changed since its rows were read: start again.")
         size = table.nbytes
         while self._cache and sum(held for _, held in self._cache.values()) + size > CACHED_BYTES:
             self._cache.popitem(last=False)

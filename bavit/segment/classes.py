@@ -91,12 +91,12 @@ def class_table(build: Build, rows: Rows, card: str | None = None) -> ClassTable
         if (numbers == IGNORED).all():
             raise TokenLabelsError(
                 f"{build.path}: none of its categories ({_some(meant)}) is one of the data card {card} "
-                f"({_some(classes)}): name the card of this data, or none."
+                f"({_some(classes)}): name the card of this data with --classes, or none."
             )
     if len(classes) > IGNORED:
         raise TokenLabelsError(
             f"{build.path} has {len(classes)} categories, and masks of 8 bits hold {IGNORED} classes at most: choose "
-            "some by a data card."
+            "some by a data card (--classes)."
         )
     of_value = np.full(256, IGNORED, np.uint8)
     known = np.zeros(256, np.bool_)
@@ -128,7 +128,7 @@ def onto_model(table: ClassTable, classes: Sequence[SegmentClass], model: str) -
         same = number < len(classes) and classes[number].name == each.name  # names may occur twice
         if not same and each.name not in by_name:
             raise TokenLabelsError(
-                f"the masks have the class {each.name!r} ({len(table.classes)} in all), and {model} does not (it has "
+                f"the masks have the class {each.name!r} ({len(table.classes)} in all), which {model} lacks (it has "
                 f"{len(classes)}): use data with its categories, or the data card that it was trained with."
             )
         numbers[number] = number if same else by_name[each.name]

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from bavit.augment import colour_matrix
 from bavit.data import Key
-from bavit.pictures import PictureError
+from bavit.pictures import PictureError, as_tensor, resize
 from bavit.rows import Rows
 from bavit.segment.classes import IGNORED, ClassTable
 from bavit.segment.masks import MaskReader, paired_pictures
@@ -48,7 +48,7 @@ class CropView:
         colour: see `augment.Augmentation`.
         category_share: of a crop, without what is ignored, that one class may have; crops with more are drawn again, up
             to `REDRAWS` times.
-        train: False: the whole picture, stretched to the crop; nothing is random.
+        train: False: the whole picture, stretched to the crop as `Segmenter.preprocess` does it; nothing is random.
     """
 
     crop: tuple[int, int]
@@ -63,11 +63,11 @@ class CropView:
         if min(self.crop) < 1:
             raise ParameterError(f"a crop of {self.crop[0]} x {self.crop[1]} pixels holds nothing: name a larger one.")
         if not 0 < low <= high < math.inf:
-            raise ParameterError(f"--scale {low} {high} is no range: name the least and the most, above 0.")
+            raise ParameterError(f"--scale-range {low} {high} is no range: name the least and the most, above 0.")
         if not 0 <= self.colour <= 1:
             raise ParameterError(f"--colour {self.colour} is outside 0..1: it is the strength of changes of colour.")
         if not 0 < self.category_share <= 1:
-            raise ParameterError(f"--category-share {self.category_share} is outside 0..1: it is a share of the crop.")
+            raise ParameterError(f"category_share {self.category_share} is outside 0..1: it is a share of the crop.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,9 +144,10 @@ class SegmentImages(Dataset[SegmentSample]):
             return SegmentSample(row, fault=str(fault))
 
     def _stretched(self, row: int, mask: Image.Image) -> SegmentSample:
-        size = self.view.crop[::-1]
-        picture = self._picture(row, mask.size, None).resize(size, Image.Resampling.BICUBIC)
-        return SegmentSample(row, np.array(picture), np.array(mask.resize(size, Image.Resampling.NEAREST)))
+        height, width = self.view.crop
+        pixels = resize(as_tensor(self._picture(row, mask.size, None)), (height, width))
+        target = mask.resize((width, height), Image.Resampling.NEAREST)
+        return SegmentSample(row, pixels.permute(1, 2, 0).numpy(), np.array(target))
 
     def _cropped(self, row: int, mask: Image.Image, rng: np.random.Generator) -> SegmentSample:
         view = self.view
@@ -159,7 +160,7 @@ class SegmentImages(Dataset[SegmentSample]):
                 break
         picture = self._picture(row, mask.size, scaled)
         shrunk = _reduction(mask.size, picture.size)
-        pixels = picture.resize(crop.size, Image.Resampling.BICUBIC, crop.box_in(picture.size, shrunk))
+        pixels = picture.resize(crop.size, Image.Resampling.BILINEAR, crop.box_in(picture.size, shrunk))
         if view.colour:
             pixels = pixels.convert("RGB", colour_matrix(rng, view.colour))
         if view.flip and rng.random() < 0.5:
