@@ -144,10 +144,9 @@ def test_the_stored_model_is_the_one_that_was_validated(
     pictures, masks = PictureReader(task.val, None), MaskReader(task.val, table)
     hits, unions, right, counted, seen = np.zeros(13), np.zeros(13), 0, 0, 0
     for row in range(len(task.val)):
-        picture = pictures.open(row).resize((64, 64), Image.Resampling.BICUBIC)
         target = np.array(Image.fromarray(masks.open(row)).resize((64, 64), Image.Resampling.NEAREST))
         with torch.no_grad():
-            output = model(model.normalise(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]))
+            output = model(model.preprocess(pictures.open(row)))
             full = interpolate(output.logits, (64, 64), mode="bilinear")[0].argmax(0).numpy()
         seen += int(output.tokens.sum())
         there = target != 255
@@ -373,7 +372,7 @@ def test_a_run_of_other_classes_is_not_finetuned(task: Task, table: ClassTable, 
     model = segmenter()
     model.save_pretrained(tmp_path / "other")
     settings = SegmentSettings.make(run=str(tmp_path / "other"))
-    with pytest.raises(TokenLabelsError, match=r"the class 'background' .*other does not"):
+    with pytest.raises(TokenLabelsError, match=r"the class 'background' .*other lacks"):
         SegmentLearner(task, (table, table), settings)
     fewer = replace(table, classes=table.classes[:5])
     with pytest.raises(TokenLabelsError, match=f"the class '{table.classes[5].name}' .*the data to train on"):

@@ -168,7 +168,7 @@ def test_builds_that_do_not_serve(bavit: Invoke, sample_root: Path, tmp_path: Pa
     few.save_pretrained(tmp_path / "few")
     splits = ("--train-split", made.splits[0], "--val-split", made.splits[0])
     for run, words in (
-        ("few", ("the masks have the class", "few does not (it has 2)")),
+        ("few", ("the masks have the class", "few lacks (it has 2)")),
         ("boxes", ("no such file: name the folder of a run of bavit segment train",)),
     ):
         result = bavit("segment", "finetune", tmp_path / run, made.path, "--out", tmp_path / "run", *QUICK, *splits)
