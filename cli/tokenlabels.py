@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -54,11 +53,11 @@ from cli.options import (
     WorkersOption,
 )
 from cli.reports import findings_json, image_folders, print_every_finding, print_findings, report_build, report_plan
+from cli.sampling import sample
 from cli.statistics import stats
 from tokenlabels import __version__
 
 if TYPE_CHECKING:
-    from tokenlabels.sample import Scenes
     from tokenlabels.sources.base import Source
     from tokenlabels.sources.semantic_options import SemanticOptions
 
@@ -402,34 +401,7 @@ def show(
             print_line(str(path))
 
 
-@app.command()
-def sample(
-    context: typer.Context,
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    images: Annotated[int, typer.Option(help="How many images.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another data set.")] = 0,
-    simple: Annotated[
-        bool,
-        typer.Option(
-            "--simple",
-            help="One to three large shapes an image: a set on which a small detector learns in minutes.",
-        ),
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Draw the sample data set: COCO layout in OUT, VOC layout in OUT/VOCdevkit/VOC2012."""
-    with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
-        from tokenlabels.sample import write_sample
-
-        progress.stage("drawing images", images)
-        scenes: Scenes = "simple" if simple else "photo"
-        made = write_sample(out, images=images, seed=seed, scenes=scenes, progress=progress.advance)
-        progress.stop()
-        if as_json:
-            print_json({"out": str(out), "images": made.images, "annotations": made.annotations, "splits": made.splits})
-        else:
-            print_line(f"{out}: {made.images} images, {made.annotations} annotations.")
-            print_line(f"next: {shlex.join(['tokenlabels', 'build', 'coco', '--root', str(out)])}")
+app.command()(sample)
 
 
 Meaning: TypeAlias = tuple[list[int] | None, list[int] | None, bool, str | None, str | None]
@@ -484,11 +456,12 @@ def _located(
         return
     if any(named):
         raise ParameterError("--sample makes its own data set: leave --root, --annotations, --images and --masks out.")
-    from tokenlabels.sample import MARKER, VOC_FOLDER, write_sample
+    from tokenlabels.sample import GENERATOR, VOC_FOLDER, write_sample
+    from tokenlabels.sample_folder import is_drawn
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = beside / _SAMPLE_FOLDER
-        if not (folder / MARKER).is_file():  # else it is a finished sample, of whatever size somebody wanted
+        if not is_drawn(folder, GENERATOR):  # else it is a finished sample, of whatever size somebody wanted
             folder = folder if keep else Path(temporary) / _SAMPLE_FOLDER
             write_sample(folder, images=_SAMPLE_IMAGES)
         root = folder if source is SourceName.coco else folder / VOC_FOLDER

@@ -15,13 +15,11 @@ The default 200 images take 3.8 s on one core of an AMD EPYC, everything include
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,11 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import shapely
-from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tokenlabels.errors import OutputError, ParameterError
+from tokenlabels.errors import ParameterError
 from tokenlabels.sample_drawing import render
+from tokenlabels.sample_folder import Drawn, Generator, SampleSummary, split_of, splits_of, stem, write_folder
+from tokenlabels.sample_masks import VOID, borders, labelmap, write_mask
 from tokenlabels.sample_scene import CATEGORIES, Category, plan, plan_simple
 
 if TYPE_CHECKING:
@@ -45,31 +44,9 @@ if TYPE_CHECKING:
 
 Scenes: TypeAlias = Literal["photo", "simple"]
 
-GENERATOR = "tokenlabels.sample"
-VERSION = 1  # raise it whenever the same seed would give other bytes
-MARKER = "sample.json"  # written last: its presence means that the folder is whole
-INCOMPLETE = ".sample-incomplete"  # written first, removed last; also the lock between two processes
-
 VOC_FOLDER = Path("VOCdevkit/VOC2012")
 _LISTS = ("Main", "Segmentation")
-_VOID = 255
 _PLANS: dict[Scenes, Callable[[int, np.random.Generator], Scene]] = {"photo": plan, "simple": plan_simple}
-_ZLIB_RLE = 3  # zlib's strategy for runs: on label maps both faster and smaller than the default
-
-
-@dataclass(frozen=True)
-class SampleSummary:
-    """What a sample folder holds.
-
-    Attributes:
-        annotations: COCO annotations, crowds included.
-        splits: images by split; `val` is absent from a sample of one image.
-    """
-
-    root: Path
-    images: int
-    annotations: int
-    splits: dict[str, int]
 
 
 def write_sample(
@@ -96,100 +73,14 @@ def write_sample(
         ParameterError: `images` or `seed` is out of range, or `scenes` no kind of scenes.
         OutputError: `out` is a file, holds something else, or cannot be written.
     """
-    if not 1 <= images <= 1_000_000:
-        raise ParameterError(f"A sample holds 1 to 1,000,000 images, not {images:,}.")
-    if seed < 0:
-        raise ParameterError(f"The seed of a sample must not be negative, {seed} is.")
     if scenes not in _PLANS:
         raise ParameterError(f"The scenes of a sample are {' or '.join(_PLANS)}, not {scenes!r}.")
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file: name a folder for the sample.")
-    wanted = _identity(images, seed, scenes)
-    finished = _finished(out, wanted)
-    if finished is not None:
-        return finished
-    if out.is_dir() and any(out.iterdir()) and not (out / INCOMPLETE).exists() and not _marker(out):
-        raise OutputError(f"{out} is not empty and holds no generated sample: name another folder.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with _claimed(out) as claim:
-            finished = _finished(out, wanted)
-            if finished is None:
-                _clear(out, claim, images)
-                finished = _draw_all(out, images, seed, scenes, progress)
-            claim.unlink()
-    except OSError as error:
-        raise OutputError(f"{out}: the sample cannot be written here ({error}).") from error
-    return finished
+    kind = {} if scenes == "photo" else {"scenes": scenes}  # photo scenes go without saying
 
+    def draw(root: Path) -> Drawn:
+        return _draw_all(root, images, seed, scenes, progress)
 
-# --- the folder -------------------------------------------------------------------------------------------------------
-
-
-def split_of(number: int) -> str:
-    """The split of an image; depends on its number alone."""
-    return "val" if number % 5 == 2 else "train"
-
-
-def _stem(number: int) -> str:
-    return f"{number:012d}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one where there is none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _marker(root: Path) -> dict[str, Any]:
-    """The marker of a finished sample of any version, or an empty dictionary."""
-    marker = _read_json(root / MARKER)
-    return marker if marker.get("generator") == GENERATOR else {}
-
-
-def _identity(images: int, seed: int, scenes: Scenes) -> dict[str, Any]:
-    """What the marker says of which sample it is; photo scenes go without saying."""
-    kind = {} if scenes == "photo" else {"scenes": scenes}
-    return {"generator": GENERATOR, "version": VERSION, "seed": seed, "images": images, **kind}
-
-
-def _finished(root: Path, wanted: dict[str, Any]) -> SampleSummary | None:
-    """The summary of the sample in `root` where it is whole and the one whose identity is `wanted`."""
-    marker = _marker(root)
-    if any(marker.get(key) != wanted.get(key) for key in wanted.keys() | {"scenes"}):
-        return None
-    if not all((root / name).is_file() for name in marker["files"]):
-        return None
-    return SampleSummary(root, marker["images"], marker["annotations"], marker["splits"])
-
-
-@contextmanager
-def _claimed(root: Path) -> Iterator[Path]:
-    """Hold the lock on the `INCOMPLETE` file; the kernel lets go of it when this process ends, however it ends."""
-    path = root / INCOMPLETE
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
-            break
-        os.close(handle)  # whoever held it has finished and removed it: claim the new one
-    try:
-        yield path
-    finally:
-        os.close(handle)
-
-
-def _clear(root: Path, claim: Path, images: int) -> None:
-    """Remove what an earlier or interrupted sample left in `root`, and note in `claim` how far this one may get."""
-    earlier = max(_marker(root).get("images", 0), _read_json(claim).get("images", 0))
-    claim.write_text(json.dumps({"generator": GENERATOR, "images": max(earlier, images)}))
-    (root / MARKER).unlink(missing_ok=True)
-    for path in _files(earlier):
-        (root / path).unlink(missing_ok=True)
+    return write_folder(Path(out), GENERATOR, images=images, seed=seed, draw=draw, **kind)
 
 
 def _files(images: int) -> Iterator[Path]:
@@ -200,32 +91,30 @@ def _files(images: int) -> Iterator[Path]:
         yield VOC_FOLDER / "ImageSets" / name / f"{split}.txt"
     yield VOC_FOLDER / "labelmap.txt"
     for number in range(1, images + 1):
-        stem = _stem(number)
-        yield Path(split_of(number), f"{stem}.jpg")
-        yield VOC_FOLDER / "JPEGImages" / f"{stem}.jpg"
-        yield VOC_FOLDER / "Annotations" / f"{stem}.xml"
-        yield VOC_FOLDER / "SegmentationClass" / f"{stem}.png"
-        yield VOC_FOLDER / "SegmentationObject" / f"{stem}.png"
+        name = stem(number)
+        yield Path(split_of(number), f"{name}.jpg")
+        yield VOC_FOLDER / "JPEGImages" / f"{name}.jpg"
+        yield VOC_FOLDER / "Annotations" / f"{name}.xml"
+        yield VOC_FOLDER / "SegmentationClass" / f"{name}.png"
+        yield VOC_FOLDER / "SegmentationObject" / f"{name}.png"
 
 
-def _draw_all(
-    root: Path, images: int, seed: int, scenes: Scenes, progress: Callable[[int], None] | None
-) -> SampleSummary:
-    """Draw every image, write the lists and the annotation files, and the marker last."""
-    splits: dict[str, list[int]] = {"train": [], "val": []} if images > 1 else {"train": []}
+GENERATOR = Generator("tokenlabels.sample", 1, _files)
+
+
+def _draw_all(root: Path, images: int, seed: int, scenes: Scenes, progress: Callable[[int], None] | None) -> Drawn:
+    """Draw every image, and write the lists and the annotation files."""
+    splits = splits_of(images)
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     annotations: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
-    for folder in {path.parent for path in _files(min(images, 2))}:
-        (root / folder).mkdir(parents=True, exist_ok=True)
     for number in range(1, images + 1):
         planning, painting = np.random.default_rng([seed, number]).spawn(2)
         scene = _PLANS[scenes](number, planning)
         labels = _labels(scene, number)
         split = split_of(number)
-        splits[split].append(number)
         records[split].append(_coco_image(scene, number))
         annotations[split].extend(_coco_annotation(label, number, place) for place, label in enumerate(labels, 1))
-        jpeg = root / split / f"{_stem(number)}.jpg"
+        jpeg = root / split / f"{stem(number)}.jpg"
         render(scene, painting).save(jpeg, quality=85)
         _write_voc_image(root / VOC_FOLDER, jpeg, scene, labels)
         if progress is not None:
@@ -238,20 +127,7 @@ def _draw_all(
         (root / name).write_bytes(data)
         files[name] = hashlib.sha256(data).hexdigest()
     counts = {split: len(numbers) for split, numbers in splits.items()}
-    total = sum(map(len, annotations.values()))
-    marker = {**_identity(images, seed, scenes), "annotations": total, "splits": counts, "files": files}
-    _write_atomically(root / MARKER, json.dumps(marker))
-    return SampleSummary(root, images, total, counts)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Put `text` at `path` whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w") as stream:
-        stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
+    return Drawn(sum(map(len, annotations.values())), counts, files)
 
 
 # --- annotations ------------------------------------------------------------------------------------------------------
@@ -357,7 +233,7 @@ def _runs(mask: NDArray[np.uint8]) -> list[int]:
 def _coco_image(scene: Scene, number: int) -> dict[str, Any]:
     return {
         "id": number,
-        "file_name": f"{_stem(number)}.jpg",
+        "file_name": f"{stem(number)}.jpg",
         "width": scene.width,
         "height": scene.height,
         "license": 1,
@@ -379,7 +255,7 @@ def _coco_annotation(label: _Label, number: int, place: int) -> dict[str, Any]:
 
 def _coco_document(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "info": {"description": "Generated sample of tokenlabels: textured shapes", "version": str(VERSION)},
+        "info": {"description": "Generated sample of tokenlabels: textured shapes", "version": str(GENERATOR.version)},
         "licenses": [
             {"id": 1, "name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"},
         ],
@@ -399,15 +275,13 @@ def _write_voc_image(voc: Path, jpeg: Path, scene: Scene, labels: Sequence[_Labe
     objects = np.zeros((scene.height, scene.width), np.uint8)
     for place, thing in enumerate(things, 1):
         objects[thing.mask.view(bool)] = place
-    void = _borders(objects)
+    void = borders(objects)
     for crowd in (label for label in labels if label.iscrowd):
         void |= crowd.mask.view(bool)
     class_of_object = np.array([0, *(CATEGORIES.index(thing.category) + 1 for thing in things)], np.uint8)
     for folder, values in (("SegmentationObject", objects), ("SegmentationClass", class_of_object[objects])):
-        values[void] = _VOID
-        picture = Image.fromarray(values)
-        picture.putpalette(_voc_palette())
-        picture.save(voc / folder / f"{jpeg.stem}.png", compress_type=_ZLIB_RLE)
+        values[void] = VOID
+        write_mask(values, voc / folder / f"{jpeg.stem}.png")
     linked = voc / "JPEGImages" / jpeg.name
     try:
         os.link(jpeg, linked)
@@ -421,7 +295,7 @@ def _voc_xml(file_name: str, scene: Scene, things: Sequence[_Label]) -> str:
         "<annotation>",
         "\t<folder>VOC2012</folder>",
         f"\t<filename>{file_name}</filename>",
-        f"\t<source><database>{GENERATOR}</database></source>",
+        f"\t<source><database>{GENERATOR.name}</database></source>",
         f"\t<size><width>{scene.width}</width><height>{scene.height}</height><depth>3</depth></size>",
         "\t<segmented>1</segmented>",
     ]
@@ -442,47 +316,11 @@ def _voc_xml(file_name: str, scene: Scene, things: Sequence[_Label]) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _borders(objects: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where VOC writes void: the 2 outermost pixels of every object and the 3 background pixels around it.
-
-    Args:
-        objects: (height, width), 0 for background, else the object's place.
-    """
-    inner: NDArray[np.bool_] = _window(objects, 2, np.maximum) != _window(objects, 2, np.minimum)
-    outer: NDArray[np.bool_] = (objects == 0) & (_window(objects, 3, np.maximum) > 0)
-    return inner | outer
-
-
-def _window(values: NDArray[np.uint8], reach: int, choose: np.ufunc) -> NDArray[np.uint8]:
-    """`choose` (maximum or minimum) over the square of side 2 * reach + 1 around every pixel, clipped to the image."""
-    for axis in (0, 1):
-        source, values = values, values.copy()
-        length = values.shape[axis]
-        for shift in range(1, reach + 1):
-            low = tuple(slice(0, length - shift) if a == axis else slice(None) for a in (0, 1))
-            high = tuple(slice(shift, length) if a == axis else slice(None) for a in (0, 1))
-            choose(values[low], source[high], out=values[low])
-            choose(values[high], source[low], out=values[high])
-    return values
-
-
-def _voc_palette() -> bytes:
-    """The 256 colours of VOC's masks: the bits of the index dealt to red, green and blue, highest first."""
-    colours = np.zeros((256, 3), np.uint8)
-    index = np.arange(256)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours.tobytes()
-
-
 def _write_voc_lists(voc: Path, splits: dict[str, list[int]]) -> None:
     """The image sets, the same for boxes and masks, and the names of the mask values."""
     everything = {**splits, "trainval": sorted(chain.from_iterable(splits.values()))}
     for split, numbers in everything.items():
         for name in _LISTS:
-            (voc / "ImageSets" / name / f"{split}.txt").write_text("".join(f"{_stem(n)}\n" for n in numbers))
+            (voc / "ImageSets" / name / f"{split}.txt").write_text("".join(f"{stem(n)}\n" for n in numbers))
     names = ("background", *(category.name for category in CATEGORIES))
-    palette = np.frombuffer(_voc_palette(), np.uint8).reshape(256, 3)
-    rows = (f"{name}:{','.join(map(str, palette[value].tolist()))}::\n" for value, name in enumerate(names))
-    (voc / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "".join(rows))
+    (voc / "labelmap.txt").write_text(labelmap(names))

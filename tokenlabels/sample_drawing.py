@@ -49,7 +49,7 @@ class Material(NamedTuple):
     pattern: Pattern | None = None
 
 
-_MATERIALS: dict[str, Material] = {
+MATERIALS: dict[str, Material] = {
     "sky": Material(((70, 120, 200), (140, 180, 230), (245, 245, 250)), ((110, 220), (40, 70), (12, 20)), 1.6),
     "dusk": Material(((90, 60, 110), (220, 130, 100), (255, 215, 150)), ((90, 300), (30, 120), (8, 40)), 1.5),
     "grass": Material(((25, 50, 15), (80, 125, 40), (185, 200, 90)), ((60, 80), (7, 5), (3, 2)), 1.7),
@@ -76,24 +76,28 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     background = _background(scene.height, scene.width, rng)
     canvas = np.stack([np.asarray(plane) for plane in background.split()])
     for thing in (*(scene.crowd.members if scene.crowd else ()), *scene.things):
-        _draw(canvas, thing.outline, _thing_look(thing, rng), rng)
+        draw(canvas, thing.outline, _thing_look(thing, rng), rng)
     for pole in scene.poles:
-        _draw(canvas, pole, _pole_look(rng), rng)
-    light = _upsampled(rng.integers(170, 251, (3, 4), np.uint8), scene.height, scene.width)
+        draw(canvas, pole, _pole_look(rng), rng)
+    return expose(canvas, rng)
+
+
+def expose(canvas: Planes, rng: np.random.Generator) -> Image.Image:
+    """The photograph of a canvas: uneven, tinted light and sensor noise."""
+    light = _upsampled(rng.integers(170, 251, (3, 4), np.uint8), *canvas.shape[1:])
     tint = rng.integers(225, 256, 3, np.uint16)
-    return Image.merge(
-        "RGB", [_exposed(plane, light * gain >> 8, rng) for plane, gain in zip(canvas, tint, strict=True)]
-    )
+    planes = [_exposed(plane, light * gain >> 8, rng) for plane, gain in zip(canvas, tint, strict=True)]
+    return Image.merge("RGB", planes)
 
 
 def _exposed(plane: NDArray[np.uint8], light: NDArray[np.uint16], rng: np.random.Generator) -> Image.Image:
     """One colour plane (height, width) under `light`, at most 250 of 256, with sensor noise of -3..3 levels."""
-    noise = rng.integers(0, 256, plane.shape, np.uint8)
+    grain = rng.integers(0, 256, plane.shape, np.uint8)
     lit = plane * light
     lit >>= 8
-    lit += noise & 3
-    noise >>= 6
-    lit += noise
+    lit += grain & 3
+    grain >>= 6
+    lit += grain
     np.maximum(lit, 3, out=lit)
     lit -= 3
     return Image.fromarray(lit.astype(np.uint8))
@@ -102,7 +106,7 @@ def _exposed(plane: NDArray[np.uint8], light: NDArray[np.uint16], rng: np.random
 # --- backgrounds ------------------------------------------------------------------------------------------------------
 
 
-def _noise(height: int, width: int, cells: Sequence[tuple[int, int]], rng: np.random.Generator) -> NDArray[np.uint8]:
+def noise(height: int, width: int, cells: Sequence[tuple[int, int]], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Multi-octave value noise (height, width): upsampled random arrays, averaged with halving weights.
 
     Leading octaves of cells of at least 8 pixels are summed at a quarter of the resolution, which costs little.
@@ -158,9 +162,9 @@ def _pattern(pattern: Pattern, height: int, width: int, rng: np.random.Generator
     return np.where(joint, mortar, block[row, across // length]).astype(np.int16)
 
 
-def _surface(material: Material, height: int, width: int, rng: np.random.Generator) -> Image.Image:
+def surface(material: Material, height: int, width: int, rng: np.random.Generator) -> Image.Image:
     """An RGB image of one material, with its colours shifted a little."""
-    tone = _noise(height, width, material.cells, rng)
+    tone = noise(height, width, material.cells, rng)
     if material.pattern is not None:
         tone = np.clip(tone + _pattern(material.pattern, height, width, rng), 0, 255).astype(np.uint8)
     levels = np.clip((np.arange(256) - 128) * material.gain + 128, 0, 255)
@@ -174,18 +178,18 @@ def _surface(material: Material, height: int, width: int, rng: np.random.Generat
 def _background(height: int, width: int, rng: np.random.Generator) -> Image.Image:
     """One or two materials meeting at a horizon, and up to three patches of another material such as bushes."""
     above, below = _SETTINGS[int(rng.integers(len(_SETTINGS)))]
-    backdrop, ground = _MATERIALS[str(rng.choice(above))], _MATERIALS[str(rng.choice(below))]
+    backdrop, ground = MATERIALS[str(rng.choice(above))], MATERIALS[str(rng.choice(below))]
     if rng.random() < 0.2:
-        image = _surface(ground, height, width, rng)
+        image = surface(ground, height, width, rng)
     else:
         horizon = height * rng.uniform(0.2, 0.8) + np.linspace(-1, 1, width) * rng.uniform(-0.06, 0.06) * height
-        waves = _noise(1, width, ((1, 60), (1, 12)), rng)[0].astype(np.float64) - 128
+        waves = noise(1, width, ((1, 60), (1, 12)), rng)[0].astype(np.float64) - 128
         edge = horizon + waves * rng.choice((0.0, 0.0, 0.08, 0.25))
         top, bottom = max(0, math.floor(edge.min())), min(height, math.ceil(edge.max()) + 1)
         image = Image.new("RGB", (width, height))
-        image.paste(_surface(backdrop, bottom, width, rng))
+        image.paste(surface(backdrop, bottom, width, rng))
         mask = np.clip((np.arange(top, height)[:, None] - edge[None, :]) * 255, 0, 255).astype(np.uint8)
-        image.paste(_surface(ground, height - top, width, rng), (0, top), Image.fromarray(mask))
+        image.paste(surface(ground, height - top, width, rng), (0, top), Image.fromarray(mask))
     for _ in range(int(rng.integers(0, 4))):
         _paste_patch(image, rng)
     return image
@@ -195,19 +199,19 @@ def _paste_patch(image: Image.Image, rng: np.random.Generator) -> None:
     """Cover an irregular part of `image` with some other material: a bush, a puddle, a stain; never a thing."""
     width, height = int(image.width * rng.uniform(0.12, 0.5)), int(image.height * rng.uniform(0.12, 0.5))
     left, top = int(rng.integers(-width // 2, image.width)), int(rng.integers(-height // 2, image.height))
-    surface = _surface(_MATERIALS[str(rng.choice(list(_MATERIALS)))], height, width, rng)
+    patch = surface(MATERIALS[str(rng.choice(list(MATERIALS)))], height, width, rng)
     ys, xs = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
-    rough = _noise(height, width, ((height // 3 + 1, width // 3 + 1), (9, 9), (3, 3)), rng).astype(np.float64) / 255
+    rough = noise(height, width, ((height // 3 + 1, width // 3 + 1), (9, 9), (3, 3)), rng).astype(np.float64) / 255
     inside = 0.35 + 0.65 * rough - (xs * xs + ys * ys)
     mask = np.clip(inside * rng.choice((300.0, 3000.0)), 0, 255).astype(np.uint8)
-    image.paste(surface, (left, top), Image.fromarray(mask))
+    image.paste(patch, (left, top), Image.fromarray(mask))
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
     """How one shape is painted. `period` is the length of one texture repeat in pixels, `angle` its direction."""
 
     first: Colour
@@ -219,23 +223,21 @@ class _Look:
     slope: float
 
 
-def _hsv(hue: float, saturation: float, value: float) -> Colour:
+def hsv(hue: float, saturation: float, value: float) -> Colour:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
     return 255 * red, 255 * green, 255 * blue
 
 
-def _thing_look(thing: Thing, rng: np.random.Generator) -> _Look:
+def _thing_look(thing: Thing, rng: np.random.Generator) -> Look:
     """Category tendencies with variation: one hue in eight and one texture in three is drawn freely."""
     size = math.sqrt(float(np.ptp(thing.outline[:, 0]) * np.ptp(thing.outline[:, 1])))
     hue = rng.random() if rng.random() < 0.125 else thing.category.hue + rng.normal(0, 0.05)
     texture = thing.category.texture if rng.random() < 0.66 else _TEXTURES[int(rng.integers(len(_TEXTURES)))]
     value = rng.uniform(0.35, 1.0)
     contrast = rng.choice((-1, 1)) * rng.uniform(0.25, 0.5)
-    second = _hsv(
-        hue + rng.normal(0, 0.12), rng.uniform(0.1, 0.9), value + (contrast if value > 0.6 else abs(contrast))
-    )
-    return _Look(
-        first=_hsv(hue, rng.uniform(0.2, 0.95), value),
+    second = hsv(hue + rng.normal(0, 0.12), rng.uniform(0.1, 0.9), value + (contrast if value > 0.6 else abs(contrast)))
+    return Look(
+        first=hsv(hue, rng.uniform(0.2, 0.95), value),
         second=second,
         texture=texture,
         period=max(5.0, size * rng.uniform(0.12, 0.35)),
@@ -245,17 +247,17 @@ def _thing_look(thing: Thing, rng: np.random.Generator) -> _Look:
     )
 
 
-def _pole_look(rng: np.random.Generator) -> _Look:
+def _pole_look(rng: np.random.Generator) -> Look:
     """Metal or wood: grey to brown, sometimes with bands."""
     hue, value = rng.uniform(0.03, 0.12), rng.uniform(0.2, 0.9)
-    first = _hsv(hue, rng.uniform(0, 0.4), value)
-    second = _hsv(hue, rng.uniform(0, 0.5), value * rng.uniform(0.6, 1.0))
+    first = hsv(hue, rng.uniform(0, 0.4), value)
+    second = hsv(hue, rng.uniform(0, 0.5), value * rng.uniform(0.6, 1.0))
     texture: Texture = "stripes" if rng.random() < 0.3 else "blotches"
-    return _Look(first, second, texture, rng.uniform(8, 40), rng.uniform(0, math.pi), 0.1, 0.1)
+    return Look(first, second, texture, rng.uniform(8, 40), rng.uniform(0, math.pi), 0.1, 0.1)
 
 
 def _texture(
-    look: _Look, u: NDArray[np.float32], v: NDArray[np.float32], rng: np.random.Generator
+    look: Look, u: NDArray[np.float32], v: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Share of the second colour in 0..1 at texture coordinates `u`, `v` (height, width), one unit a repeat."""
     if look.texture == "plain":
@@ -264,7 +266,7 @@ def _texture(
         return _soft_step(np.abs(u % 1 - 0.5) - 0.25, look.period)
     if look.texture == "blotches":
         cell, fine = max(2, int(look.period / 2)), max(1, int(look.period / 6))
-        rough = _noise(u.shape[0], u.shape[1], ((cell, cell), (fine, fine)), rng)
+        rough = noise(u.shape[0], u.shape[1], ((cell, cell), (fine, fine)), rng)
         return _soft_step(rough - np.float32(128), 0.025)
     if look.texture == "rings":
         around: NDArray[np.float32] = np.sqrt(u * u + v * v)
@@ -282,7 +284,7 @@ def _soft_step(distance: NDArray[np.float32], slope: float) -> NDArray[np.float3
     return share
 
 
-def _draw(canvas: Planes, outline: Outline, look: _Look, rng: np.random.Generator) -> None:
+def draw(canvas: Planes, outline: Outline, look: Look, rng: np.random.Generator) -> None:
     """Paint one anti-aliased, shaded shape and its soft shadow onto `canvas`, in place."""
     height, width = canvas.shape[1:]
     left, top = np.maximum(np.floor(outline.min(axis=0)).astype(int), 0).tolist()
@@ -292,7 +294,7 @@ def _draw(canvas: Planes, outline: Outline, look: _Look, rng: np.random.Generato
     extent = float(np.ptp(outline, axis=0).max())
     if extent > _TINY:
         _shade_ground(canvas, outline, rng)
-    alpha = _coverage(outline - (left, top), bottom - top, right - left)
+    alpha = coverage(outline - (left, top), bottom - top, right - left)
     centre = outline.mean(axis=0)
     x = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - centre[0]))[None, :]
     y = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - centre[1]))[:, None]
@@ -300,7 +302,7 @@ def _draw(canvas: Planes, outline: Outline, look: _Look, rng: np.random.Generato
     share = _texture(look, x * cos + y * sin, y * cos - x * sin, rng)
     light = _shading(look, x, y, 0.5 * extent)
     if extent > _TINY:
-        mottle = _noise(bottom - top, right - left, ((24, 24), (3, 3)), rng)
+        mottle = noise(bottom - top, right - left, ((24, 24), (3, 3)), rng)
         light *= mottle * np.float32(0.3 / 128) + np.float32(0.7)
     for plane, first, second in zip(canvas[:, top:bottom, left:right], look.first, look.second, strict=True):
         colour = share * np.float32(second - first)
@@ -313,7 +315,7 @@ def _draw(canvas: Planes, outline: Outline, look: _Look, rng: np.random.Generato
         plane[:] = colour
 
 
-def _shading(look: _Look, x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+def _shading(look: Look, x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
     """Brightness (height, width) around 1 at offsets from the centre: more to the upper left, less at a dome's rim."""
     slope = (x + y) * np.float32(look.slope / (1.5 * radius))
     dome = (x * x + y * y) * np.float32(look.dome / radius**2)
@@ -321,7 +323,7 @@ def _shading(look: _Look, x: NDArray[np.float32], y: NDArray[np.float32], radius
     return light
 
 
-def _coverage(outline: Outline, height: int, width: int) -> NDArray[np.float32]:
+def coverage(outline: Outline, height: int, width: int) -> NDArray[np.float32]:
     """Share of every pixel that `outline` covers, (height, width) in 0..1, from 2 x 2 samples a pixel."""
     sheet = Image.new("L", (2 * width, 2 * height))
     ImageDraw.Draw(sheet).polygon((2 * outline).ravel().tolist(), fill=255)

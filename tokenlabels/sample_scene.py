@@ -217,7 +217,7 @@ def _plan_thing(size: float, width: int, height: int, rng: np.random.Generator) 
     """A thing of a random category with its centre anywhere in the image, so that it may reach over the border."""
     category = CATEGORIES[int(rng.integers(len(CATEGORIES)))]
     centre = rng.uniform(0, (width, height))
-    return Thing(category, _place(_unit_outline(category.name, rng), size, centre, rng))
+    return Thing(category, place(unit_outline(category.name, rng), size, centre, rng))
 
 
 def _plan_crowd(width: int, height: int, rng: np.random.Generator) -> Crowd:
@@ -232,7 +232,7 @@ def _plan_crowd(width: int, height: int, rng: np.random.Generator) -> Crowd:
     shapely.prepare(inner)
     spots = rng.uniform(region.min(axis=0), region.max(axis=0), (int(rng.integers(90, 160)), 2))
     spots = spots[shapely.contains_xy(inner, spots[:, 0], spots[:, 1])][:80]
-    members = [_place(_unit_outline(category.name, rng), rng.uniform(7, 15), spot, rng) for spot in spots]
+    members = [place(unit_outline(category.name, rng), rng.uniform(7, 15), spot, rng) for spot in spots]
     return Crowd(category, region, tuple(Thing(category, outline) for outline in members))
 
 
@@ -261,7 +261,7 @@ def _pole(width: int, height: int, spot: NDArray[np.float64], rng: np.random.Gen
 # --- outlines ---------------------------------------------------------------------------------------------------------
 
 
-def _place(unit: Outline, size: float, centre: NDArray[np.float64], rng: np.random.Generator) -> Outline:
+def place(unit: Outline, size: float, centre: NDArray[np.float64], rng: np.random.Generator) -> Outline:
     """Stretch, turn and scale `unit` to an area of `size`² px² around `centre`."""
     stretch = math.exp(rng.normal(0, 0.13))
     angle = rng.uniform(0, 2 * math.pi)
@@ -278,7 +278,7 @@ def _arc(radius: float, start: float, stop: float, points: int) -> Outline:
     return radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
 
 
-def _unit_outline(name: str, rng: np.random.Generator) -> Outline:
+def unit_outline(name: str, rng: np.random.Generator) -> Outline:
     """The outline of a category around the origin, about 2 units across, with its proportions drawn at random."""
     if name in _CORNERS:
         corners = _CORNERS[name]

@@ -68,7 +68,7 @@ OPTIONS = {
     "verify": "--json",
     "relabel": "--tau --out --overwrite --json",
     "show": "--output -o --images --grid --split --json",
-    "sample": "--images --seed --simple --json",
+    "sample": "--images --seed --simple --semantic --json",
 }
 
 
@@ -576,6 +576,37 @@ def test_simple_scenes_are_another_sample(place: Path, invoke: Invoke) -> None:
     assert contents(place / "b") == contents(place / "a")
 
 
+def test_the_semantic_sample_builds_as_the_command_says(place: Path, invoke: Invoke) -> None:
+    text = fine(invoke("sample", "a", "--images", 7, "--semantic")).stdout
+    assert text.startswith("a: 7 images, ")
+    command = text.splitlines()[-1].removeprefix("next: tokenlabels ")
+    assert command == "build semantic --root a --embed-images --embed-masks"
+    fine(invoke(*command.split(), "--image-size", 64, "--workers", 1))
+    built = tokenlabels.open("tokenlabels-semantic")
+    assert [category.id for category in built.categories] == [*range(13)]
+    assert list(built_sizes(built.path)) == ["train", "val"]
+
+
+def test_a_sample_is_of_one_kind(place: Path, invoke: Invoke) -> None:
+    result = invoke("sample", "a", "--images", 2, "--simple", "--semantic")
+    assert result.exit_code == 2
+    one_error_line(result.stderr, "--simple and --semantic")
+    assert not Path("a").exists()
+    fine(invoke("sample", "a", "--images", 2, "--semantic"))
+    before = contents(place / "a")
+    refused = invoke("sample", "a", "--images", 2)
+    assert refused.exit_code == 1
+    one_error_line(refused.stderr, "a is not empty", "name another folder")
+    assert contents(place / "a") == before
+
+
+def test_a_semantic_sample_is_not_what_sample_builds_from(place: Path, invoke: Invoke) -> None:
+    fine(invoke("sample", "tokenlabels-sample", "--images", 2, "--semantic"))
+    refused = invoke("build", "coco", "--sample")
+    assert refused.exit_code == 1
+    one_error_line(refused.stderr, "tokenlabels-sample is not empty", "name another folder")
+
+
 # --- what goes where --------------------------------------------------------------------------------------------------
 
 
@@ -587,6 +618,7 @@ JSON_KEYS = {
     "relabel LABELS --tau 0.25 --out out": "out images annotations splits totals findings shards bytes parameters",
     "show LABELS 1 --images SAMPLE -o x.png": "image_id file",
     "sample drawn --images 2": "out images annotations splits",
+    "sample drawn --images 2 --semantic": "out images annotations splits",
 }
 
 

@@ -19,7 +19,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from tokenlabels.errors import TokenLabelsError
-from tokenlabels.sample import INCOMPLETE, MARKER, Scenes, split_of, write_sample
+from tokenlabels.sample import Scenes, write_sample
+from tokenlabels.sample_folder import INCOMPLETE, MARKER, split_of
 from tokenlabels.sample_scene import CATEGORIES, plan, plan_simple
 
 IMAGES = 40
