@@ -296,22 +296,12 @@ def carry_out_segmenting(
     as_json: bool,
     **rest: Any,
 ) -> None:
-    """Train or finetune as a person chose, and tell the figures.
+    """Train or finetune as a person chose, and tell the figures; what is not told here is the option of that name.
 
     Args:
         command: of bavit, as `run.json` has it.
         choices: of `SegmentSettings.make`, None where nothing was said.
-        shards: build to train on; the next five are the options of these names.
-        val: see above.
-        train_split: see above.
-        val_split: see above.
-        images: see above.
-        val_images: see above.
         progress: told about every picture and epoch.
-        out: folder of the run.
-        workers: processes that decode pictures; None: by cores.
-        resume: go on with the run that is there.
-        as_json: print one JSON object.
         rest: other attributes of `Task`.
     """
     from bavit.environment import require_extra
