@@ -6,7 +6,8 @@ import typer
 
 from cli.console import ListsCommand
 from cli.segment_evaluation import evaluate, predict, sweep
-from cli.segmenting import finetune, train
+from cli.segment_finetuning import finetune
+from cli.segmenting import train
 
 segment = typer.Typer(
     help="Semantic segmentation by a plain ViT whose easy tokens end early (DToP).",

@@ -1,4 +1,4 @@
-"""The commands `bavit segment train` and `bavit segment finetune`."""
+"""The command `bavit segment train`, and what it shares with `bavit segment finetune`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from cli.running import (
     RateOption,
     ReplaceOption,
     ResumeOption,
-    RunArgument,
     RunOption,
     SeedOption,
     ShardsArgument,
@@ -92,13 +91,6 @@ class ScheduleName(StrEnum):
     poly = "poly"
     cosine = "cosine"
     step = "step"
-
-
-class TrainedName(StrEnum):
-    """What changes in finetuning."""
-
-    all = "all"
-    heads = "heads"
 
 
 CardOption = Annotated[
@@ -280,99 +272,14 @@ def train(
             "colour": colour,
             "precision": precision,
         }
-        _carry_out(
+        carry_out_segmenting(
             "segment train", choices, shards, val, train_split, val_split, images, val_images, progress,
             out=out, device=device.value, workers=workers, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
             as_json=as_json,
         )  # fmt: skip
 
 
-def finetune(
-    context: typer.Context,
-    run: RunArgument,
-    shards: ShardsArgument,
-    out: RunOption = Path("bavit-finetuned"),
-    val: ValOption = None,
-    train_split: TrainSplitOption = None,
-    val_split: ValSplitOption = None,
-    images: TrainPicturesOption = None,
-    val_images: ValPicturesOption = None,
-    classes: CardOption = None,
-    on_error: OnErrorOption = None,
-    trained: Annotated[
-        TrainedName | None,
-        typer.Option("--train", help="What changes, all or only the heads [default: all].", rich_help_panel=MODEL),
-    ] = None,
-    p0: Annotated[
-        float | None,
-        typer.Option(
-            help="Tokens at least so sure of their class end; 1: none does [default: RUN's].", rich_help_panel=EXIT
-        ),
-    ] = None,
-    keep_per_class: KeepOption = None,
-    method: MethodOption = None,
-    proportion: ProportionOption = None,
-    epochs: EpochsOption = None,
-    batch_size: StepOption = None,
-    recipe: Annotated[
-        SegmentRecipeName | None, typer.Option(help="[default: finetune].", rich_help_panel=RECIPE)
-    ] = None,
-    lr: RateOption = None,
-    head_lr: HeadRateOption = None,
-    weight_decay: DecayOption = None,
-    schedule: ScheduleOption = None,
-    clip: ClipOption = None,
-    ema: EmaOption = None,
-    drop_path: DropOption = None,
-    val_every: EveryOption = None,
-    seed: SeedOption = None,
-    scale_range: ScaleOption = None,
-    flip: FlipOption = None,
-    colour: ColourOption = None,
-    device: DeviceOption = DeviceName.auto,
-    precision: PrecisionOption = None,
-    workers: LoadersOption = None,
-    resume: ResumeOption = False,
-    overwrite: ReplaceOption = False,
-    tensorboard: TensorBoardOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Finetune a segmenter while its easy tokens end early, wholly or its heads alone."""
-    with errors_reported(debug=context.obj["debug"], interrupted=RUN_KEPT), StderrProgress() as progress:
-        choices: dict[str, Any] = {
-            "run": run,
-            "classes": classes,
-            "on_error": on_error,
-            "trained": trained,
-            "p0": p0,
-            "keep_per_class": keep_per_class,
-            "method": method,
-            "proportion": proportion,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "recipe": recipe,
-            "lr": lr,
-            "head_lr": head_lr,
-            "weight_decay": weight_decay,
-            "schedule": schedule,
-            "clip": clip,
-            "ema": ema,
-            "drop_path": drop_path,
-            "val_every": val_every,
-            "seed": seed,
-            "scale": scale_range,
-            "flip": flip,
-            "colour": colour,
-            "precision": precision,
-        }
-        _carry_out(
-            "segment finetune", choices, shards, val, train_split, val_split, images, val_images, progress,
-            out=out, device=device.value, workers=workers, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
-            as_json=as_json,
-        )  # fmt: skip
-
-
-def _carry_out(
+def carry_out_segmenting(
     command: str,
     choices: dict[str, Any],
     shards: Path,
@@ -389,6 +296,14 @@ def _carry_out(
     as_json: bool,
     **rest: Any,
 ) -> None:
+    """Train or finetune as a person chose, and tell the figures; what is not told here is the option of that name.
+
+    Args:
+        command: of bavit, as `run.json` has it.
+        choices: of `SegmentSettings.make`, None where nothing was said.
+        progress: told about every picture and epoch.
+        rest: other attributes of `Task`.
+    """
     from bavit.environment import require_extra
 
     require_extra()
