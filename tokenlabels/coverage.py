@@ -70,17 +70,17 @@ def column_runs_of_image(
         How many runs are written; or, where `columns` and `runs` are too small, minus the room that is needed for the
         next mask: make room and call again.
     """
-    used = 0
+    used, nothing, one = np.int64(0), np.int64(0), np.int64(1)  # plain constants would each be a type to compile for
     for k in range(first, last):
         if roles[k] != wanted:
             continue
         start, stop = spans[k, 0], spans[k, 1]
         if kinds[k] == MASK_TEXT:
             rings = parse_polygons(text, start, stop, xy, ring_stops)
-            after = _add_rings(xy, 0, ring_stops, rings, 0, width, height, columns, runs, used)
+            after = _add_rings(xy, nothing, ring_stops, rings, nothing, width, height, columns, runs, used)
         elif kinds[k] == MASK_RINGS:
             stops = _ring_stops(numbers, start, stop)
-            after = _add_rings(numbers, start + 1, stops, len(stops), 1, width, height, columns, runs, used)
+            after = _add_rings(numbers, start + 1, stops, len(stops), one, width, height, columns, runs, used)
         else:
             after = used + count_rle_runs(counts, start, stop, height)
             after = add_rle(counts, start, stop, height, columns, runs, used) if after <= len(runs) else -after
@@ -401,22 +401,39 @@ def _add_box_union(
     area: NDArray[np.float64],
 ) -> None:
     """Add the area of the union of the ignored boxes to `area` (cols, rows): slabs between consecutive box sides."""
-    corners = np.empty((len(boxes), 4), np.float64)
+    corners, sides = np.empty((len(boxes), 4), np.float64), np.empty(2 * len(boxes), np.float64)
     count = 0
     for k in range(len(boxes)):
         left, top, right, bottom = clipped_box(boxes[k], width, height)
         if roles[k] == IGNORED and right > left and bottom > top:
-            corners[count, 0], corners[count, 1], corners[count, 2], corners[count, 3] = left, top, right, bottom
+            _insert(sides, 2 * count, left)
+            _insert(sides, 2 * count + 1, right)
+            row = count  # by their tops
+            while row > 0 and corners[row - 1, 1] > top:
+                for item in range(4):
+                    corners[row, item] = corners[row - 1, item]
+                row -= 1
+            corners[row, 0], corners[row, 1], corners[row, 2], corners[row, 3] = left, top, right, bottom
             count += 1
-    corners = corners[:count][np.argsort(corners[:count, 1])]
-    sides = np.unique(np.concatenate((corners[:, 0], corners[:, 2])))
-    for slab in range(len(sides) - 1):
+    for slab in range(2 * count - 1):
         left, right = sides[slab], sides[slab + 1]
+        if left == right:
+            continue
         reached = 0.0  # rows above are already counted in this slab
         for k in range(count):
             if corners[k, 0] <= left and corners[k, 2] >= right and corners[k, 3] > reached:
                 _add_rectangle(left, max(corners[k, 1], reached), right, corners[k, 3], x_edges, y_edges, area)
                 reached = corners[k, 3]
+
+
+@kernel
+def _insert(values: NDArray[np.float64], count: int, value: float) -> None:
+    """Put a value among the first `count`, which ascend."""
+    slot = count
+    while slot > 0 and values[slot - 1] > value:
+        values[slot] = values[slot - 1]
+        slot -= 1
+    values[slot] = value
 
 
 @kernel

@@ -31,7 +31,8 @@ def unfilter(lines: NDArray[np.uint8], step: int, values: NDArray[np.uint8]) -> 
         if filtering > _PAETH:
             return False
         if filtering == 0:
-            out[:] = line
+            for x in range(count):
+                out[x] = line[x]
         elif filtering == _UP:
             for x in range(count):
                 out[x] = line[x] + (values[y - 1, x] if y else np.uint8(0))

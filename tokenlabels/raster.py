@@ -34,7 +34,8 @@ _LOW_32_BITS = 0xFFFFFFFF
 def grown(array: NDArray[Any], size: int) -> NDArray[Any]:
     """A copy of `array` (1-D) with room for at least `size` items, at least doubled; the new items are unset."""
     bigger = np.empty(max(size, 2 * len(array)), array.dtype)
-    bigger[: len(array)] = array
+    for index in range(len(array)):  # an assignment to a slice takes two seconds to compile
+        bigger[index] = array[index]
     return bigger
 
 
@@ -86,11 +87,11 @@ def add_ring(
     """
     points = (stop - start) // 2
     lattice = np.empty((points + 1, 2), np.int64)
-    low, high = width, -1
+    low, high = np.int64(width), np.int64(-1)
     for point in range(points):
         lattice[point, 0] = _lattice(xy[start + 2 * point])
         lattice[point, 1] = _lattice(xy[start + 2 * point + 1])
-    lattice[points] = lattice[0]
+    lattice[points, 0], lattice[points, 1] = lattice[0, 0], lattice[0, 1]
     for point in range(points):
         first, last = _columns_between(lattice[point, 0], lattice[point + 1, 0], width)
         if first <= last:
@@ -292,7 +293,9 @@ def merge_runs(columns: NDArray[np.int32], runs: NDArray[np.int64], used: int, w
 def _sort(values: NDArray[Any], begin: int, end: int) -> None:
     """Sort values[begin:end] in place: insertion for the usual handful, numpy's sort beyond."""
     if end - begin > 32:
-        values[begin:end] = np.sort(values[begin:end])
+        ordered = np.sort(values[begin:end])
+        for index in range(begin, end):
+            values[index] = ordered[index - begin]
         return
     for index in range(begin + 1, end):
         value = values[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,8 @@ Invoke: TypeAlias = Callable[..., Result]
 
 COMMAND = str(Path(sys.executable).with_name("bavit"))
 TINY = ("--init", "none", "--depth", "1", "--width", "64", "--batch-size", "4", "--precision", "32", "--device", "cpu")
+EPOCHS = 25
+LONG = (*TINY, "--epochs", str(EPOCHS), "--workers", "1")
 KEYS = [
     *("accuracy", "balanced_accuracy", "majority", "position_prior", "fg_precision", "fg_recall", "fg_iou", "auroc"),
     *("ece", "sparsity", "lost_objects", "threshold", "parameters", "macs"),
@@ -237,60 +240,58 @@ def test_faults_are_one_sentence(
     assert not (tmp_path / "nowhere").exists()
 
 
-def start(labels: Build, out: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [COMMAND, "train", str(labels.path), "--out", str(out), *TINY, "--epochs", "25", "--workers", "1", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+@contextlib.contextmanager
+def training(labels: Build, out: Path, told: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`bavit train` as a process of its own; all that it tells, and every module it loads, goes to the file `told`."""
+    with told.open("wb") as stream:
+        process = subprocess.Popen(
+            [COMMAND, "train", str(labels.path), "--out", str(out), *LONG, *words],
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPROFILEIMPORTTIME": "1"},
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def wait_for_epochs(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    for _ in range(1200):
-        path = out / "metrics.jsonl"
-        if path.exists() and len(path.read_text().splitlines()) >= count:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("no epoch in a minute")
-
-
-@pytest.fixture(scope="module")
-def whole(labels: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody stopped."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    process = start(labels, out)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    return out
+def epochs(out: Path) -> int:
+    """How many are done."""
+    path = out / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_killed_goes_on_to_the_same_weights(
-    labels: Build, whole: Path, tmp_path: Path, number: int
+def test_a_run_that_is_interrupted_and_killed_goes_on_to_the_same_weights(
+    bavit: Invoke, labels: Build, tmp_path: Path
 ) -> None:
-    """The signal goes to the whole group, workers included, as Ctrl-C and schedulers send it."""
-    process = start(labels, tmp_path / "run")
-    wait_for_epochs(process, tmp_path / "run", 2)
-    os.killpg(process.pid, number)
-    _, told = process.communicate(timeout=30)
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 128 + number
-        assert "--resume" in told
-        assert "Traceback" not in told
-    done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    assert done < 25
-    process = start(labels, tmp_path / "run", "--resume")
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
-    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", whole))
+    """Signals go to the whole group, workers included, as Ctrl-C and schedulers send them."""
+    out, told = tmp_path / "run", tmp_path / "told.txt"
+    for number, code, words in ((signal.SIGINT, 130, ()), (signal.SIGKILL, -9, ("--resume",))):
+        wanted, end = epochs(out) + 2, time.monotonic() + 120
+        with training(labels, out, told, *words) as process:
+            while epochs(out) < wanted:
+                assert process.poll() is None, told.read_text()
+                assert time.monotonic() < end, "no epoch in two minutes"
+                time.sleep(0.02)
+            os.killpg(process.pid, number)
+            assert process.wait(timeout=30) == code
+        assert epochs(out) < EPOCHS
+        if number == signal.SIGINT:
+            said = told.read_text()
+            assert "run the same command with --resume" in said
+            assert "Traceback" not in said
+            loaded = {line.rpartition("|")[2].strip() for line in said.splitlines()}
+            assert "lightning_fabric" in loaded
+            assert not loaded & {"transformers", "torchmetrics"}, "they take ten seconds of every start"
+    fine(bavit("train", labels.path, "--out", out, *LONG, "--resume"))
+    assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
+    fine(bavit("train", labels.path, "--out", tmp_path / "whole", *LONG))
+    first, second = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
     assert all((second[name] == value).all() for name, value in first.items())
 
 
