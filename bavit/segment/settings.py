@@ -47,7 +47,7 @@ _SCALE = (0.5, 2.0)
 RECIPES: dict[SegmentRecipe, Recipe] = {
     "paper": Recipe("adamw", 2e-5, 0.01, "poly", 1500 / 160_000, 35.0, 0.0, 10.0, 0.1, _SCALE, True, 0.3),
     "finetune": Recipe("adamw", 2e-5, 0.01, "poly", 1500 / 40_000, 35.0, 0.0, 10.0, 0.1, _SCALE, True, 0.3),
-    "scratch": Recipe("muon", 1e-3, 0.05, "cosine", 0.05, 1.0, 0.99, 10.0, 0.1, _SCALE, True, 0.3),
+    "scratch": Recipe("muon", 1e-3, 0.05, "cosine", 0.05, 1.0, 0.99, 1.0, 0.1, _SCALE, True, 0.3),
 }
 """`paper` and `finetune` are DToP's (Tang et al., ICCV 2023): warm-up of 1,500 of 160,000 and of 40,000 steps."""
 
