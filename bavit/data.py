@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ Key: TypeAlias = tuple[int, int]
 
 WINDOW_BYTES = CACHED_BYTES * 3 // 4
 """Embedded pictures that are mixed with each other in an epoch; a worker can hold them all."""
+
+_FIRST_PICTURES = 128
+"""Pictures that initialisation from scratch looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,28 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(torch.tensor([sample.row for sample in samples]), pixels, labels, scores, faults)
 
 
+class PictureSet(Protocol):
+    """Pictures of one size, by (epoch, row): samples with `pixels` uint8 (H', W', 3) and `fault`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key) -> Any: ...
+
+
+def first_pictures(dataset: PictureSet) -> Tensor:
+    """uint8 (N, 3, H', W'): some pictures from all over a data set.
+
+    Raises:
+        PictureError: none can be read.
+    """
+    chosen = torch.linspace(0, len(dataset) - 1, min(_FIRST_PICTURES, len(dataset))).long().tolist()
+    samples = [dataset[0, row] for row in chosen]
+    usable = [torch.from_numpy(sample.pixels) for sample in samples if sample.fault is None]
+    if not usable:
+        raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
+    return torch.stack(usable).permute(0, 3, 1, 2)
+
+
 class BatchOrder(Sampler[list[Key]]):
     """The batches of an epoch, or of what is left of one, for one rank.
 
@@ -221,7 +246,7 @@ class BatchOrder(Sampler[list[Key]]):
 def epoch_order(rows: Rows, seed: int, epoch: int) -> NDArray[np.int64]:
     """int64 (n,): the rows in the order of an epoch, mixed within windows of row groups that a worker can hold."""
     rng = np.random.default_rng((seed, 0, epoch))
-    if not rows.has_pictures:
+    if not any(rows.picture_bytes):
         return rng.permutation(len(rows))
     starts = np.searchsorted(rows.group, np.arange(len(rows.groups) + 1))
     pieces: list[NDArray[np.int64]] = []
@@ -255,6 +280,7 @@ def loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else it draws from torch's, which dropout goes on from after --resume
     )
 
 

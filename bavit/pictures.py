@@ -28,7 +28,7 @@ Picture: TypeAlias = Image.Image | Tensor
 """What models take: a PIL image, or a uint8 tensor (3, H, W) of RGB."""
 
 CACHED_BYTES = 256 << 20
-"""Embedded pictures that a process holds, as they are in the shard; at least one row group is."""
+"""Embedded pictures, or masks, that a process holds, as they are in the shard; at least one row group is."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is opened, whatever a file is called: other decoders of Pillow start other programs."""
@@ -38,6 +38,62 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFErro
 
 class PictureError(TokenLabelsError):
     """A picture is missing, damaged, or not the one that was annotated."""
+
+
+class EmbeddedColumns:
+    """Columns of the row groups of some rows that are read when they are wanted; the least recently used are let go.
+
+    Args:
+        rows: whose.
+        columns: names of the columns, or members of structs as in `image.bytes`.
+    """
+
+    def __init__(self, rows: Rows, columns: Sequence[str]) -> None:
+        self._rows, self._columns = rows, list(columns)
+        self._cache: OrderedDict[int, tuple[pa.Table, int]] = OrderedDict()
+
+    def cell(self, index: int, column: str, member: str) -> pa.Scalar:
+        """A member of a struct column of one row.
+
+        Raises:
+            PictureError: the shard is missing or damaged.
+        """
+        table = self._group(int(self._rows.group[index]))
+        return table.column(column).chunk(0).field(member)[int(self._rows.row[index])]
+
+    def file(self, index: int, column: str) -> memoryview | None:
+        """The content of an embedded file, None where there is none.
+
+        Raises:
+            PictureError: see `cell`.
+        """
+        content = self.cell(index, column, "bytes").as_buffer()
+        return memoryview(content) if content is not None and content.size else None
+
+    def name(self, index: int) -> str:
+        """Which image of which shard, for errors."""
+        return f"{self._rows.groups[self._rows.group[index]].path}: image {self._rows.image_ids[index]}"
+
+    def _group(self, number: int) -> pa.Table:
+        """The columns of a row group, each of one chunk."""
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number][0]
+        address = self._rows.groups[number]
+        try:
+            with pq.ParquetFile(address.path) as file:
+                table = file.read_row_group(address.index, columns=self._columns, use_threads=False).combine_chunks()
+        except (OSError, pa.ArrowException):
+            raise PictureError(f"{address.path}: is missing or damaged: run the same build command again.") from None
+        if table.num_rows != address.rows or {*table.column_names} != {
+            name.partition(".")[0] for name in self._columns
+        }:
+            raise PictureError(f"{address.path}: has changed since its rows were read: start again.")
+        size = table.nbytes
+        while self._cache and sum(held for _, held in self._cache.values()) + size > CACHED_BYTES:
+            self._cache.popitem(last=False)
+        self._cache[number] = table, size
+        return table
 
 
 class PictureReader:
@@ -64,7 +120,7 @@ class PictureReader:
             raise TokenLabelsError(f"{images}: no such folder: name the one that holds the images with --images.")
         self._rows, self._images = rows, images
         self.resized = images is None and rows.header.embed_size is not None
-        self._cache: OrderedDict[int, tuple[pa.Array, int]] = OrderedDict()
+        self._embedded = EmbeddedColumns(rows, ["image.bytes"])
 
     def open(self, index: int, at_least: tuple[int, int] | None = None) -> Image.Image:
         """One picture as RGB.
@@ -97,8 +153,10 @@ class PictureReader:
 
     def _source(self, index: int) -> tuple[Path | io.BytesIO, str]:
         if self._images is None:
-            name = f"{self._rows.groups[self._rows.group[index]].path}: image {self._rows.image_ids[index]}"
-            return io.BytesIO(self._embedded(index, name)), name
+            name, content = self._embedded.name(index), self._embedded.file(index, "image")
+            if content is None:
+                raise PictureError(f"{name} ({self._rows.file_names[index]}): holds no picture: build again.")
+            return io.BytesIO(content), name
         path = self._file(index, self._images)
         if path is None:
             wanted = self._images / self._rows.file_names[index]
@@ -111,31 +169,6 @@ class PictureReader:
         if not file_name or not is_inside(file_name):
             raise PictureError(f"image {self._rows.image_ids[index]} has file_name {file_name!r}, which is not opened.")
         return next((path for path in (images / file_name, images / split / file_name) if path.is_file()), None)
-
-    def _embedded(self, index: int, name: str) -> memoryview:
-        contents = self._group(int(self._rows.group[index]))
-        content = contents[int(self._rows.row[index])].as_buffer()
-        if content is None or not content.size:
-            raise PictureError(f"{name} ({self._rows.file_names[index]}): holds no picture: build again.")
-        return memoryview(content)
-
-    def _group(self, number: int) -> pa.Array:
-        """The encoded pictures of a row group; the least recently used are let go."""
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number][0]
-        address = self._rows.groups[number]
-        try:
-            with pq.ParquetFile(address.path) as file:
-                table = file.read_row_group(address.index, columns=["image.bytes"], use_threads=False)
-        except (OSError, pa.ArrowException):
-            raise PictureError(f"{address.path}: is missing or damaged: run the same build command again.") from None
-        contents = table.combine_chunks().column("image").chunk(0).field("bytes")
-        size = contents.nbytes
-        while self._cache and sum(held for _, held in self._cache.values()) + size > CACHED_BYTES:
-            self._cache.popitem(last=False)
-        self._cache[number] = contents, size
-        return contents
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:

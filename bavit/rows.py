@@ -53,7 +53,8 @@ class Rows:
         groups: the row groups that hold these images.
         group: int32 (n,), index into `groups`.
         row: int32 (n,), row in that row group.
-        picture_bytes: bytes that the embedded pictures of each row group take; 0 where there are none.
+        picture_bytes: bytes that the embedded pictures of each row group take, 0 where there are none; and masks, where
+            `bavit.segment.masks.with_masks` says that they are read, too.
     """
 
     folder: Path
@@ -85,7 +86,15 @@ class Rows:
     @property
     def has_pictures(self) -> bool:
         """Whether the shards embed the images."""
-        return bool(self.groups) and "image" in self.groups[0].columns
+        return self._holds("image")
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the shards embed masks, though perhaps not of every image."""
+        return self._holds("mask")
+
+    def _holds(self, column: str) -> bool:
+        return bool(self.groups) and column in self.groups[0].columns
 
     def keep(self, kept: NDArray[np.bool_]) -> Rows:
         """The images where `kept` bool (n,) is true, with their objects."""
@@ -179,19 +188,24 @@ def read_rows(build: Build, *, grid: str | None = None, splits: Sequence[str] | 
         groups=groups,
         group=np.repeat(np.arange(len(groups), dtype=np.int32), counts),
         row=np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
-        picture_bytes=[_picture_bytes(group) for group in groups],
+        picture_bytes=[embedded_bytes(group, "image") for group in groups],
     )
 
 
-def _picture_bytes(group: GroupAddress) -> int:
-    if "image" not in group.columns:
+def embedded_bytes(group: GroupAddress, column: str) -> int:
+    """Bytes that the files in a column, `image` or `mask`, of a row group take; 0 where it has no such column.
+
+    Raises:
+        NotABuildError: the shard is damaged.
+    """
+    if column not in group.columns:
         return 0
     try:
         stored = pq.read_metadata(group.path).row_group(group.index)
     except (OSError, pa.ArrowException):
         raise damaged(group.path, "is damaged or no shard") from None
-    columns = (stored.column(number) for number in range(stored.num_columns))
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "image.bytes")
+    parts = (stored.column(number) for number in range(stored.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == f"{column}.bytes")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

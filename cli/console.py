@@ -6,9 +6,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 1.0
 _PIPED_WIDTH = 200
 INTERRUPTED = 130
+_NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+-]*")
 
 
 def say(text: str) -> None:
@@ -73,6 +75,42 @@ class GroupedCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+class ListsCommand(GroupedCommand):
+    """One whose options with a metavar that ends in `...` take several numbers: `--at 6 8` is `--at 6 --at 8`.
+
+    A number that is the name of a file is written `./8` after such an option.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write lists out before anything else looks at the words."""
+        lists = {
+            name
+            for parameter in self.get_params(ctx)
+            if getattr(parameter, "multiple", False) and (parameter.metavar or "").endswith("...")
+            for name in parameter.opts
+        }
+        return super().parse_args(ctx, _written_out(args, lists))
+
+
+def _written_out(words: Sequence[str], lists: Collection[str]) -> list[str]:
+    found: list[str] = []
+    current, first = "", False
+    for place, word in enumerate(words):
+        if word == "--":
+            return [*found, *words[place:]]
+        name, equals, _ = word.partition("=")
+        if name in lists:
+            current, first = name, not equals
+        elif first:
+            first = False
+        elif current and _NUMBERS.fullmatch(word):
+            found.append(current)
+        else:
+            current = ""
+        found.append(word)
+    return found
 
 
 @contextlib.contextmanager

@@ -125,9 +125,10 @@ def detect(
         require_extra()
         from bavit.background.model import load_model
         from bavit.detect import detect as package
-        from bavit.detect.loading import Machine, load_detector
+        from bavit.detect.loading import load_detector
         from bavit.detect.pruned import PrunedDetector
         from bavit.detect.pruning import Pruning, steps_of
+        from bavit.machine import Machine
 
         stays: dict[str, Any] = {"top_k": top_k, "sparsity": sparsity, "max_tokens": max_tokens}
         Pruning(threshold, **stays, prune_after=prune_after)  # before anything is read
@@ -202,11 +203,12 @@ def sweep(
 
         from bavit.background.model import load_model
         from bavit.detect.ground_truth import open_detection_set
-        from bavit.detect.loading import Machine, load_detector
+        from bavit.detect.loading import load_detector
         from bavit.detect.pruning import steps_of
         from bavit.detect.sweep import plan_sweep, sweep
         from bavit.detect.sweep_figures import read_sweep
         from bavit.detect.sweep_files import write_sweep
+        from bavit.machine import Machine
 
         machine = Machine.pick(device.value, precision.value)
         earlier = None if before is None else read_sweep(before)

@@ -38,6 +38,8 @@ from cli.running import (
     ValPicturesOption,
     ValSplitOption,
     carry_out,
+    given_by,
+    numbers,
 )
 
 if TYPE_CHECKING:
@@ -207,20 +209,19 @@ def finetune(
         require_extra()
         from bavit.detect.finetune import finetune
         from bavit.detect.finetune_settings import FinetuneSettings
-        from bavit.training.run_folder import read_run
         from tokenlabels.errors import ParameterError
 
         choices: dict[str, Any] = {
             "detector": detector,
             "shortest_edge": shortest_edge,
             "longest_edge": longest_edge,
-            "size_name": size_name and size_name.value,
+            "size_name": size_name,
             "dim": dim,
             "depth": depth,
             "heads": heads,
             "detection_tokens": detection_tokens,
             "patch": patch,
-            "masks": masks and masks.value,
+            "masks": masks,
             "bavit": bavit,
             "threshold": threshold,
             "sparsity": sparsity,
@@ -228,7 +229,7 @@ def finetune(
             "prune_after": prune_after,
             "epochs": epochs,
             "batch_size": batch_size,
-            "recipe": recipe and recipe.value,
+            "recipe": recipe,
             "lr": lr,
             "head_lr": head_lr,
             "weight_decay": weight_decay,
@@ -241,14 +242,12 @@ def finetune(
             "flip": flip,
             "crop": crop,
             "colour": colour,
-            "size": size and _numbers("--size", size, "x"),
-            "edges": edges and _numbers("--edges", edges, ","),
-            "precision": precision and precision.value,
-            "on_error": on_error and on_error.value,
+            "size": numbers("--size", size, "x"),
+            "edges": numbers("--edges", edges, ","),
+            "precision": precision,
+            "on_error": on_error,
         }
-        given = {name: value for name, value in choices.items() if value is not None}
-        if resume:
-            given = read_run(out, "finetune")["given"] | given
+        given = given_by(choices, out, "finetune", resume=resume)
         if "detector" not in given:
             raise ParameterError("name a detector with --detector, or train a new one with --detector none.")
         settings = FinetuneSettings.make(**given)
@@ -257,15 +256,6 @@ def finetune(
             out=out, device=device.value, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
         )  # fmt: skip
         carry_out(lambda: finetune(task, settings, given, progress), out, progress, as_json=as_json)
-
-
-def _numbers(option: str, text: str, between: str) -> list[int]:
-    from tokenlabels.errors import ParameterError
-
-    try:
-        return [int(part) for part in text.split(between)]
-    except ValueError:
-        raise ParameterError(f"{option} {text}: give whole numbers with {between!r} between them.") from None
 
 
 def _task(

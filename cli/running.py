@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import StrEnum
+from collections.abc import Callable, Mapping
+from enum import Enum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from cli.options import OnErrorName
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from bavit.rows import Rows
+    from tokenlabels.reader import Build
 
 DATA, MODEL, RECIPE, AUGMENT, MACHINE, STORE = (
     "Data",
@@ -107,6 +110,59 @@ ReplaceOption = Annotated[bool, typer.Option("--overwrite", help="Delete the run
 TensorBoardOption = Annotated[
     bool, typer.Option("--tensorboard", help="Also write TensorBoard events.", rich_help_panel=STORE)
 ]
+
+
+def given_by(choices: Mapping[str, Any], out: Path, command: str, *, resume: bool) -> dict[str, Any]:
+    """What a person chose, words as text; with `resume` on top of what was chosen for the run in `out`.
+
+    Raises:
+        TokenLabelsError: there is no run of that command to resume.
+    """
+    from bavit.training.run_folder import read_run
+
+    given = {
+        name: value.value if isinstance(value, Enum) else value for name, value in choices.items() if value is not None
+    }
+    return read_run(out, command)["given"] | given if resume else given
+
+
+def numbers(option: str, text: str | None, between: str) -> list[int] | None:
+    """The whole numbers of an option, or None where it is not given.
+
+    Raises:
+        ParameterError: it holds anything else.
+    """
+    from tokenlabels.errors import ParameterError
+
+    try:
+        return None if text is None else [int(part) for part in text.split(between)]
+    except ValueError:
+        raise ParameterError(f"{option} {text}: give whole numbers with {between!r} between them.") from None
+
+
+def rows_of(
+    build: Build,
+    val: Build | None,
+    train_split: list[str] | None,
+    val_split: list[str] | None,
+    *,
+    grid: str | None = None,
+    scores: bool = False,
+) -> tuple[Rows, Rows]:
+    """The rows to train on, with their scores where these are wanted, and those to validate on.
+
+    Raises:
+        ParameterError: no such grid or split.
+        TokenLabelsError: shards are missing or damaged.
+    """
+    from bavit.rows import read_rows
+    from bavit.splits import training_splits, validation_splits
+
+    other = val or build
+    return (
+        read_rows(build, grid=grid, splits=training_splits(build, train_split), scores=scores),
+        read_rows(other, grid=grid, splits=validation_splits(other, val_split, own=val is not None), scores=False),
+    )
 
 
 def carry_out(training: Callable[[], dict[str, float]], out: Path, progress: StderrProgress, *, as_json: bool) -> None:

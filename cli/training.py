@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -39,11 +39,9 @@ from cli.running import (
     ValPicturesOption,
     ValSplitOption,
     carry_out,
+    given_by,
+    rows_of,
 )
-
-if TYPE_CHECKING:
-    from bavit.training.learner import Task
-    from tokenlabels.reader import Build
 
 
 class RecipeChoice(StrEnum):
@@ -138,8 +136,8 @@ def train(
         from bavit.augment import no_crops
         from bavit.background.settings import Settings
         from bavit.background.train import train
+        from bavit.device import default_workers
         from bavit.training.learner import Task
-        from bavit.training.run_folder import read_run
         from tokenlabels.reader import open_build
 
         choices: dict[str, Any] = {
@@ -148,24 +146,22 @@ def train(
             "init": init,
             "epochs": epochs,
             "batch_size": batch_size,
-            "recipe": recipe and recipe.value,
+            "recipe": recipe,
             "lr": lr,
             "weight_decay": weight_decay,
             "clip": clip,
             "ema": ema,
-            "class_weights": class_weights and class_weights.value,
+            "class_weights": class_weights,
             "soft_targets": soft_targets,
             "seed": seed,
             "flip": flip,
             "crop": crop,
             "colour": colour,
-            "precision": precision and precision.value,
+            "precision": precision,
             "compile": compile_model or None,
-            "on_error": on_error and on_error.value,
+            "on_error": on_error,
         }
-        given = {name: value for name, value in choices.items() if value is not None}
-        if resume:
-            given = read_run(out, "train")["given"] | given
+        given = given_by(choices, out, "train", resume=resume)
         settings = Settings.make(**given)
         build = open_build(shards)
         if settings.optimization.soft_targets and not build.manifest["parameters"]["scores"] and not soft_targets:
@@ -176,38 +172,19 @@ def train(
             settings = settings.without_crops()
             progress.note(f"no random crops: {cannot_crop}.")
         progress.stage("reading shards")
-        task = _task(
-            Task, build, val, train_split, val_split, grid, images, val_images, settings.optimization.soft_targets,
-            out=out, device=device.value, workers=workers, resume=resume, overwrite=overwrite, tensorboard=tensorboard,
-        )  # fmt: skip
+        other = open_build(val) if val else None
+        soft = settings.optimization.soft_targets
+        train_rows, val_rows = rows_of(build, other, train_split, val_split, grid=grid, scores=soft)
+        task = Task(
+            train_rows,
+            val_rows,
+            images,
+            val_images or images,
+            out,
+            default_workers() if workers is None else workers,
+            device.value,
+            resume,
+            overwrite,
+            tensorboard,
+        )
         carry_out(lambda: train(task, settings, given, progress), out, progress, as_json=as_json)
-
-
-def _task(
-    kind: type[Task],
-    build: Build,
-    val: Path | None,
-    train_split: list[str] | None,
-    val_split: list[str] | None,
-    grid: str | None,
-    images: Path | None,
-    val_images: Path | None,
-    scores: bool,
-    *,
-    workers: int | None,
-    **rest: Any,
-) -> Task:
-    from bavit.device import default_workers
-    from bavit.rows import read_rows
-    from bavit.splits import training_splits, validation_splits
-    from tokenlabels.reader import open_build
-
-    other = open_build(val) if val else build
-    return kind(
-        train=read_rows(build, grid=grid, splits=training_splits(build, train_split), scores=scores),
-        val=read_rows(other, grid=grid, splits=validation_splits(other, val_split, own=val is not None), scores=False),
-        images=images,
-        val_images=val_images or images,
-        workers=default_workers() if workers is None else workers,
-        **rest,
-    )

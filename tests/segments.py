@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -27,19 +28,18 @@ def sure_segmenter(head: HeadName, exit_after: tuple[int, ...] = (2, 4), **optio
     model = Segmenter(small_vit(), CLASSES, head, exit_after, **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for each in model.heads:
-            for name, value in each.named_parameters():
+        for module in model.heads:
+            each: Any = module
+            for name, value in each.state_dict().items():
                 if name.endswith("weight") and value.ndim == 2:
                     value.copy_(torch.randn(value.shape, generator=generator) * (value.shape[1] ** -0.5))
-            for name, value in each.named_buffers():
-                if name == "bn.running_var":
+                elif name == "bn.running_var":
                     value.copy_(0.5 + torch.rand(value.shape, generator=generator))
-        for each in model.heads:
             if head == "fcn":
-                each.classify.weight *= 4  # type: ignore[union-attr, operator]
+                each.classify.weight *= 4
             else:
-                each.class_embed.bias.copy_(torch.tensor([3.0, -3.0]))  # type: ignore[union-attr, operator]
-                each.layers[-1].query.weight *= 6  # type: ignore[union-attr, index, operator]
+                each.class_embed.bias.copy_(torch.tensor([3.0, -3.0]))
+                each.layers[-1].query.weight *= 6
     return model.eval()
 
 

@@ -7,6 +7,8 @@ are float64 and in square source pixels; only the final score is rounded to floa
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,7 +72,9 @@ def column_runs_of_image(
         How many runs are written; or, where `columns` and `runs` are too small, minus the room that is needed for the
         next mask: make room and call again.
     """
-    used, nothing, one = np.int64(0), np.int64(0), np.int64(1)  # plain constants would each be a type to compile for
+    used: Any = np.int64(0)  # plain constants would each be a type to compile for
+    nothing: Any = np.int64(0)
+    one: Any = np.int64(1)
     for k in range(first, last):
         if roles[k] != wanted:
             continue

@@ -87,7 +87,8 @@ def add_ring(
     """
     points = (stop - start) // 2
     lattice = np.empty((points + 1, 2), np.int64)
-    low, high = np.int64(width), np.int64(-1)
+    low: Any = np.int64(width)
+    high: Any = np.int64(-1)
     for point in range(points):
         lattice[point, 0] = _lattice(xy[start + 2 * point])
         lattice[point, 1] = _lattice(xy[start + 2 * point + 1])

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
-import timm
 import torch
-from timm.layers.patch_embed import resample_patch_embed
-from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from bavit.background.model import BAViT
-from bavit.weights import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_pickled, read_safetensors
-from tokenlabels.errors import TokenLabelsError
+from bavit.vit_weights import fetch_vit, load_vit, read_vit
 
 IMAGENET_MODEL = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
 
@@ -25,21 +20,22 @@ _WHITEN_FLOOR = 0.02
 _PATCHES = 30_000
 
 
-def from_scratch(model: BAViT, pixels: Tensor, generator: torch.Generator) -> None:
-    """Initialise a model so that it learns from few pictures.
+def from_scratch(vit: VisionTransformer, pixels: Tensor, generator: torch.Generator) -> None:
+    """Initialise a ViT so that it learns from few pictures.
 
     The first layer whitens patches of the data, and positions are sines and cosines. What each of these brings is in
     the README.
 
     Args:
-        model: freshly made, changed in place.
+        vit: freshly made, changed in place.
         pixels: float (B, 3, H', W'), some hundred normalised pictures of the training set.
         generator: picks the patches that are looked at.
     """
     with torch.no_grad():
-        positions = sine_positions(*model.shape, model.width)
-        model.vit.get_parameter("pos_embed").copy_(_POSITION_SCALE * positions)
-        whiten(model.vit.patch_embed.proj, pixels, model.width, generator)
+        positions, (rows, cols) = vit.get_parameter("pos_embed"), vit.patch_embed.grid_size
+        prefix = positions.shape[1] - rows * cols
+        positions[:, prefix:] = _POSITION_SCALE * sine_positions(rows, cols, vit.embed_dim)
+        whiten(vit.patch_embed.proj, pixels, vit.embed_dim, generator)
 
 
 def sine_positions(rows: int, cols: int, width: int) -> Tensor:
@@ -84,96 +80,15 @@ def from_imagenet(model: BAViT) -> None:
     Raises:
         TokenLabelsError: the weights cannot be fetched, or do not fit the model's width.
     """
-    try:
-        source = timm.create_model(IMAGENET_MODEL, pretrained=True)
-    except Exception as fault:  # noqa: BLE001  of urllib, requests, huggingface_hub, or safetensors, by version
-        raise TokenLabelsError(
-            f"{IMAGENET_MODEL}: cannot be fetched ({type(fault).__name__}): use --init none to train from scratch, or "
-            "fetch its model.safetensors from the Hugging Face hub (timm/" + IMAGENET_MODEL + ") elsewhere and name "
-            "that file with --init."
-        ) from None
-    load_vit(model, source.state_dict(), Path(IMAGENET_MODEL))
+    load_vit(model.vit, fetch_vit(IMAGENET_MODEL))
 
 
 def from_checkpoint(model: BAViT, path: Path) -> None:
     """Start from a file or folder: a bavit run, or the weights of a timm ViT (.safetensors, .pth, .pt, .bin).
 
+    A head of two outputs is taken over, any other is left as it is.
+
     Raises:
         TokenLabelsError: it cannot be read, or does not fit.
     """
-    file = path / WEIGHTS_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise TokenLabelsError(f"{file}: no such file: --init takes imagenet, none, a run, or a file of weights.")
-    state = read_safetensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
-    if any(name.startswith("vit.") for name in state):
-        state = {name.removeprefix("vit."): value for name, value in state.items()}
-    load_vit(model, state, file, _stored_shape(file.parent / CONFIG_FILE))
-
-
-def _stored_shape(config: Path) -> tuple[int, int] | None:
-    """(rows, cols) of the grid that a run was trained on."""
-    try:
-        values = json.loads(config.read_bytes())
-        (height, width), (down, across) = values["image_size"], values["patch"]
-        return height // down, width // across
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        return None
-
-
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    found = read_pickled(path)
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise TokenLabelsError(f"{path}: holds no state dict: --init takes the weights of a ViT.")
-    return found
-
-
-def load_vit(model: BAViT, state: dict[str, Tensor], path: Path, shape: tuple[int, int] | None = None) -> None:
-    """Fit the weights of a ViT into a model: positions and patches resampled, blocks beyond its depth left out.
-
-    A head of two outputs is taken over, any other is left as it is.
-
-    Args:
-        model: receives the weights.
-        state: of a timm `VisionTransformer`, with or without CLS token.
-        path: for errors.
-        shape: (rows, cols) of its positions; None: they are square, or as many as the model has.
-
-    Raises:
-        TokenLabelsError: it has fewer blocks, another width, or is no ViT.
-    """
-    vit = model.vit
-    if "pos_embed" not in state or "patch_embed.proj.weight" not in state:
-        raise TokenLabelsError(f"{path}: holds no ViT (no pos_embed): --init takes the weights of a timm ViT or a run.")
-    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
-    if len(blocks) < model.depth:
-        raise TokenLabelsError(f"{path}: has {len(blocks)} blocks, --depth {model.depth} needs as many.")
-    known = vit.state_dict()
-    fitted = {name: value for name, value in state.items() if name in known and not name.startswith("head.")}
-    if state["pos_embed"].shape[-1] == model.width:
-        fitted["pos_embed"] = _positions(state["pos_embed"][:, int("cls_token" in state) :], model.shape, shape, path)
-        size = list(known["patch_embed.proj.weight"].shape[2:])
-        fitted["patch_embed.proj.weight"] = resample_patch_embed(state["patch_embed.proj.weight"], size)
-    strange = [name for name in state if name.startswith(_blocks(model.depth)) and name not in known]
-    if strange:
-        raise TokenLabelsError(f"{path}: has {strange[0]}, which this model has not: its blocks are of another kind.")
-    heads = {name: value for name, value in known.items() if name.startswith("head.")}
-    fitting = all(name in state and state[name].shape == value.shape for name, value in heads.items())
-    fitted |= {name: state[name] for name in heads} if fitting else heads
-    load_weights(vit, fitted, path)
-
-
-def _blocks(depth: int) -> tuple[str, ...]:
-    return tuple(f"blocks.{number}." for number in range(depth))
-
-
-def _positions(stored: Tensor, wanted: tuple[int, int], shape: tuple[int, int] | None, path: Path) -> Tensor:
-    """(1, rows * cols, width) of another grid."""
-    count = stored.shape[1]
-    side = math.isqrt(count)
-    shape = shape or (wanted if count == wanted[0] * wanted[1] else (side, side))
-    if shape[0] * shape[1] != count:
-        raise TokenLabelsError(f"{path}: has {count} positions, which are no {shape[0]} x {shape[1]} grid.")
-    return stored if shape == wanted else resample_abs_pos_embed(stored, list(wanted), list(shape), 0)
+    load_vit(model.vit, read_vit(path))

@@ -16,7 +16,7 @@ from bavit.background.label_counts import balanced_weights, baselines
 from bavit.background.loss import loss_sums, soft_targets
 from bavit.background.model import BAViT
 from bavit.background.settings import Settings
-from bavit.data import Batch, ShardImages, collate
+from bavit.data import Batch, ShardImages, collate, first_pictures
 from bavit.pictures import PictureError
 from bavit.rows import Rows
 from bavit.training.learner import Learner, Task
@@ -25,9 +25,6 @@ from bavit.training.run import TrainingRun
 from tokenlabels.errors import ParameterError
 from tokenlabels.progress import Progress
 from tokenlabels.stats_shards import FOREGROUND, IGNORE
-
-_FIRST_PICTURES = 128
-"""Pictures that initialisation from scratch looks at."""
 
 
 def train(task: Task, settings: Settings, given: dict[str, Any], progress: Progress) -> dict[str, float]:
@@ -82,7 +79,7 @@ class BackgroundLearner(Learner[Batch]):
             initialize.from_checkpoint(model, Path(init))
         else:
             pixels = model.normalise(first_pictures(ShardImages(self.task.train, self.task.images)))
-            initialize.from_scratch(model, pixels, torch.Generator().manual_seed(seed))
+            initialize.from_scratch(model.vit, pixels, torch.Generator().manual_seed(seed))
 
     def loss(
         self,
@@ -158,17 +155,3 @@ def new_model(settings: Settings, rows: Rows) -> BAViT:
         image_size=grid.image_size,
         resize=grid.resize,
     )
-
-
-def first_pictures(dataset: ShardImages) -> Tensor:
-    """uint8 (N, 3, H', W'): some pictures from all over a data set.
-
-    Raises:
-        PictureError: none can be read.
-    """
-    chosen = torch.linspace(0, len(dataset) - 1, min(_FIRST_PICTURES, len(dataset))).long().tolist()
-    samples = [dataset[0, row] for row in chosen]
-    usable = [torch.from_numpy(sample.pixels) for sample in samples if sample.fault is None]
-    if not usable:
-        raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
-    return torch.stack(usable).permute(0, 3, 1, 2)

@@ -18,10 +18,10 @@ from bavit.detect.coco import Detections
 from bavit.detect.draw import MIN_SCORE, draw_detection, found_boxes
 from bavit.detect.evaluate import check_classes, evaluate_detections, flat_detections
 from bavit.detect.ground_truth import DetectionSet
-from bavit.detect.loading import Machine
 from bavit.detect.pruned import Detection, PrunedDetector, StageTimes
 from bavit.detect.results import as_written, write_results
 from bavit.detect.sweep_rows import count_tokens
+from bavit.machine import Machine
 from bavit.outputs import make_folder, result_names
 from bavit.pictures import open_picture
 from bavit.visualize import save_png

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from bavit.colours import Colour, class_colour, ink_on
 from bavit.detect.pruned import Detection
 from bavit.visualize import enlarged, side_by_side, sparse
 from tokenlabels.report.markup import printable
 
-Colour: TypeAlias = tuple[int, int, int]
 Place: TypeAlias = tuple[int, int, int, int]
 
 MIN_SCORE = 0.3
@@ -27,10 +26,6 @@ _FONT_SIZE, _PIXELS_PER_LETTER = 12, 48
 
 _MOST_LETTERS = 28
 _PAD = 2
-_TONES = ((0.78, 0.92), (0.95, 0.75), (0.55, 1.0), (1.0, 0.62))
-"""Saturation and brightness of neighbouring classes."""
-
-_GOLDEN = 0.618033988749895
 _EDGE: Colour = (20, 22, 24)
 
 
@@ -137,25 +132,6 @@ def with_boxes(picture: Image.Image, boxes: Sequence[Box], factors: tuple[float,
         pen.rectangle(at, fill=colour)
         pen.text((at[0] + _PAD, (at[1] + at[3]) / 2), text, ink_on(colour), font, anchor="lm")
     return drawn
-
-
-def class_colour(number: int) -> Colour:
-    """The colour of a class: hues that are far apart for neighbouring numbers, in four tones."""
-    saturation, value = _TONES[number % len(_TONES)]
-    red, green, blue = colorsys.hsv_to_rgb((0.58 + number * _GOLDEN) % 1, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever can be read on a colour: by the contrast that WCAG 2 defines."""
-    light = luminance(colour)
-    return (255, 255, 255) if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else (0, 0, 0)
-
-
-def luminance(colour: Colour) -> float:
-    """Relative luminance of sRGB, 0..1."""
-    linear = [(c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4) for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _text(box: Box) -> str:

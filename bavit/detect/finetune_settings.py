@@ -10,7 +10,7 @@ from bavit.augment import Augmentation
 from bavit.detect.config import MAX_SIDE, SIZES
 from bavit.detect.pruning import Pruning
 from bavit.detect.samples import Masks
-from bavit.training.settings import Optimization, RunSettings, check_ranges, check_word, given_only
+from bavit.training.settings import Optimization, RunSettings, check_ranges, check_word, given_only, taken
 from tokenlabels.errors import ParameterError
 
 DetectorRecipe: TypeAlias = Literal["finetune", "scratch"]
@@ -126,10 +126,10 @@ class FinetuneSettings(RunSettings):
         """
         name = check_word("recipe", recipe or ("scratch" if detector == "none" else "finetune"), RECIPES)
         parts: dict[str, Any] = {
-            "optimization": replace(RECIPES[name], **_taken(chosen, "lr", "weight_decay", "clip", "ema")),
-            "augmentation": replace(_AUGMENTATION[name], **_taken(chosen, "flip", "crop", "colour")),
-            "pruning": Pruning(**_taken(chosen, "threshold", "sparsity", "refine_steps", "prune_after")),
-            "new": NewDetector(**_taken(chosen, *NewDetector.__slots__)),
+            "optimization": replace(RECIPES[name], **taken(chosen, "lr", "weight_decay", "clip", "ema")),
+            "augmentation": replace(_AUGMENTATION[name], **taken(chosen, "flip", "crop", "colour")),
+            "pruning": Pruning(**taken(chosen, "threshold", "sparsity", "refine_steps", "prune_after")),
+            "new": NewDetector(**taken(chosen, *NewDetector.__slots__)),
         }
         settings = cls(
             detector=detector,
@@ -174,11 +174,6 @@ class FinetuneSettings(RunSettings):
             raise ParameterError(f"--threshold has no meaning with --masks {self.masks}: name a --bavit.")
         if self.size and self.edges:
             raise ParameterError("--size and --edges cannot both say how large training pictures are: give one.")
-
-
-def _taken(chosen: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Some of the choices, which are then gone from the others."""
-    return given_only(**{name: chosen.pop(name) for name in names if name in chosen})
 
 
 def _pair(size: Sequence[int]) -> tuple[int, int]:

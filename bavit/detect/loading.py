@@ -1,17 +1,14 @@
-"""Detectors by name, and where they run."""
+"""Detectors by name."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from bavit.detect.config import SIZES
 from bavit.detect.yolos import Yolos
-from bavit.device import pick_device, pick_precision
 from tokenlabels.errors import ParameterError
 
 RANDOM = "random:"
@@ -44,37 +41,3 @@ def load_detector(name: str, classes: Sequence[str] | None = None) -> Yolos:
 def is_random(name: str) -> bool:
     """Whether a detector of this name was never trained."""
     return name.startswith(RANDOM)
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where models run, and in which precision.
-
-    Attributes:
-        device: of torch, such as `cuda`.
-        precision: `32`, `bf16` or `fp16`.
-    """
-
-    device: str
-    precision: str
-
-    @classmethod
-    def pick(cls, device: str, precision: str) -> Machine:
-        """What `auto` stands for here.
-
-        Raises:
-            ParameterError: a device or precision that is not to be had here.
-        """
-        picked = pick_device(device)
-        return cls(picked, pick_precision(precision, picked))
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Around every call of a model."""
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return contextlib.nullcontext() if kind is None else torch.autocast(self.device, dtype=kind)
-
-    def describe(self) -> dict[str, str]:
-        """Device, precision, threads and version of torch, as text."""
-        name = torch.cuda.get_device_name() if self.device == "cuda" else self.device
-        threads = {"threads": str(torch.get_num_threads())} if self.device == "cpu" else {}
-        return {"device": name, "precision": self.precision, **threads, "torch": str(torch.__version__)}

@@ -7,7 +7,6 @@ killed goes on where it was when the same is asked for again; other inputs begin
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,16 +22,18 @@ from bavit.background.model import BAViT
 from bavit.detect.coco import Scores
 from bavit.detect.evaluate import check_classes, evaluate_detections
 from bavit.detect.ground_truth import DetectionSet
-from bavit.detect.loading import Machine
 from bavit.detect.masking import MaskMaker, label_background, none_where_full
 from bavit.detect.pruned import Detection, PrunedDetector, detections
 from bavit.detect.pruning import Pruning
-from bavit.detect.sweep_cache import SweepCache, digest
+from bavit.detect.sweep_cache import digest
 from bavit.detect.sweep_figures import MASK_SOURCES, MaskSource, Sweep
 from bavit.detect.sweep_rows import Measured, ThresholdTimes, make_sweep
-from bavit.detect.timing import Inputs, WithMasks, run, take_turns
+from bavit.detect.timing import Inputs, WithMasks, run, time_detectors
 from bavit.detect.yolos import Yolos
+from bavit.machine import Machine
 from bavit.memory import peak_memory_mb
+from bavit.sweep_cache import SweepCache
+from bavit.timing import spread
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.progress import Progress
 from tokenlabels.threads import in_threads
@@ -145,7 +146,7 @@ def sweep(
         data: images with ground truth; labels on BAViT's grid.
         plan: what is swept.
         machine: where.
-        out: folder in which unfinished work is kept; `finish` takes it away.
+        out: folder in which unfinished work is kept; `SweepCache.finish` takes it away.
         names: `bavit`, `detector` and `data`, as a person named them.
         progress: told about every image.
 
@@ -178,11 +179,6 @@ def sweep(
     return Swept(make_sweep(bavit, yolos, data, plan, machine, names, found), data, parts)
 
 
-def finish(out: Path) -> None:
-    """Take away what was kept to go on with; called when all is written."""
-    shutil.rmtree(SweepCache.folder_in(out), ignore_errors=True)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
     """What was found in n images, for the dense detector (number 0) and s settings.
@@ -211,11 +207,7 @@ class Parts:
 
     def spread(self, count: int) -> list[int]:
         """Numbers of some images, in order, whose shares of kept patches are spread as those of all images are."""
-        shares = self.kept.sum(axis=0) / self.patches
-        count = min(count, len(shares))
-        places = (2 * np.arange(count) + 1) * len(shares) // (2 * count)
-        found: list[int] = np.sort(np.argsort(shares, kind="stable")[places]).tolist()
-        return found
+        return spread(self.kept.sum(axis=0) / self.patches, count)
 
     def detections(self, number: int) -> list[Detection]:
         """Of one setting, one for each image, without masks."""
@@ -301,8 +293,6 @@ def _part(
             background = bavit.background(inputs.small).float().cpu().numpy()
         if not np.isfinite(background).all():
             raise TokenLabelsError("the BAViT answers with what is no number: its weights are damaged.")
-        if not np.isfinite(background).all():
-            raise TokenLabelsError("the BAViT answers with what is no number: its weights are damaged.")
         shapes = np.array([yolos.backbone.grid_of(image) for image in inputs.pixels], np.int32)
         maker = mask_maker(bavit, data, plan, background, shapes, numbers)
         masks = [None, *(maker.masks(*setting) for setting in plan.settings)]
@@ -373,7 +363,7 @@ def _times_of(
             detector.given = [each if each is None else each.to(device) for each in masks]
         detectors.append(detector)
     size = min(plan.batch_size, len(inputs.sizes))
-    timings = take_turns(detectors, inputs, size, plan.rounds, machine.autocast, progress.advance)
+    timings = time_detectors(detectors, inputs, size, plan.rounds, machine.autocast, progress.advance)
     batch = inputs.batches(size)[0]
     memory = [peak_memory_mb(partial(run, each, batch, machine.autocast), device) for each in detectors]
     found = zip(timings, memory, strict=True)

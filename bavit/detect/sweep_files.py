@@ -6,12 +6,13 @@ from pathlib import Path
 
 from bavit.background.model import BAViT
 from bavit.detect.draw import MIN_SCORE
-from bavit.detect.sweep import Plan, Swept, finish
+from bavit.detect.sweep import Plan, Swept
 from bavit.detect.sweep_figures import Sweep, save_csv, save_json
 from bavit.detect.sweep_page import write_sweep_page
 from bavit.detect.sweep_plot import draw_sweep
 from bavit.detect.sweep_samples import samples
 from bavit.detect.yolos import Yolos
+from bavit.sweep_cache import SweepCache
 from tokenlabels.progress import Progress
 
 
@@ -57,5 +58,5 @@ def write_sweep(
         draw_sweep(swept.sweep, out / "sweep.png", before=before),
         write_sweep_page(swept.sweep, out / "sweep.html", title=title, samples=shown),
     ]
-    finish(out)
+    SweepCache.finish(out)
     return written

@@ -14,10 +14,11 @@ from bavit.background.model import BAViT
 from bavit.detect.accounting import detector_macs
 from bavit.detect.coco import Scores
 from bavit.detect.ground_truth import DetectionSet
-from bavit.detect.loading import Machine, is_random
+from bavit.detect.loading import is_random
 from bavit.detect.sweep_figures import Dense, MaskSource, Setting, Sweep, SweepRow
-from bavit.detect.timing import Timing
 from bavit.detect.yolos import Yolos
+from bavit.machine import Machine
+from bavit.timing import Timing
 
 if TYPE_CHECKING:
     from bavit.detect.sweep import Plan
@@ -49,20 +50,20 @@ class ThresholdTimes(msgspec.Struct, frozen=True):
     of_mask: dict[str, TimesOf]
 
     @classmethod
-    def of(cls, threshold: float, found: Mapping[str, tuple[Timing, float | None]]) -> ThresholdTimes:
-        """From timings and peaks of memory."""
-        dense, _ = found["dense"]
+    def of(cls, threshold: float, found: Mapping[str, tuple[tuple[Timing, ...], float | None]]) -> ThresholdTimes:
+        """From timings of all and of the detector's part, and peaks of memory."""
+        (dense, _), _ = found["dense"]
         return cls(threshold, {
             name: TimesOf(
                 latency_ms=timing.latency_ms,
                 latency_p95_ms=timing.latency_p95_ms,
-                latency_detector_ms=timing.latency_detector_ms,
+                latency_detector_ms=detector.latency_ms,
                 throughput=timing.throughput,
-                throughput_detector=timing.throughput_detector,
+                throughput_detector=detector.throughput,
                 speedup=timing.speedup_over(dense),
                 peak_memory_mb=memory,
             )
-            for name, (timing, memory) in found.items()
+            for name, ((timing, detector), memory) in found.items()
         })  # fmt: skip
 
 

@@ -1,18 +1,19 @@
-"""Several detectors timed against each other: on the same images held in memory, taking turns batch by batch."""
+"""Several detectors timed against each other, on the same images held in memory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bavit.detect.pruned import Detection, PrunedDetector, StageTimes
 from bavit.detect.pruning import Size
+from bavit.timing import Timing, take_turns
 
 _DETECTOR_STAGES = ("detector", "boxes")
 
@@ -69,66 +70,15 @@ class WithMasks(PrunedDetector):
         return None if all(mask is None for mask in found) else found
 
 
-@dataclass(slots=True)
-class Timing:
-    """Seconds that one detector took.
-
-    Attributes:
-        alone: of each image by itself, in every round.
-        alone_detector: of these the detector's part.
-        batches: of all batches of each round.
-        batches_detector: of these the detector's part.
-        images: in the batches of a round.
-    """
-
-    alone: list[float] = field(default_factory=list)
-    alone_detector: list[float] = field(default_factory=list)
-    batches: list[float] = field(default_factory=list)
-    batches_detector: list[float] = field(default_factory=list)
-    images: int = 0
-
-    @property
-    def latency_ms(self) -> float:
-        """Median time of one image."""
-        return 1000 * float(np.median(self.alone))
-
-    @property
-    def latency_p95_ms(self) -> float:
-        """95th percentile of the time of one image."""
-        return 1000 * float(np.percentile(self.alone, 95))
-
-    @property
-    def latency_detector_ms(self) -> float:
-        """Median time of the detector's part of one image."""
-        return 1000 * float(np.median(self.alone_detector))
-
-    @property
-    def throughput(self) -> float:
-        """Images per second in batches, median over rounds."""
-        return self.images / float(np.median(self.batches))
-
-    @property
-    def throughput_detector(self) -> float:
-        """Images per second of the detector's part, median over rounds."""
-        return self.images / float(np.median(self.batches_detector))
-
-    def speedup_over(self, other: Timing) -> float:
-        """How many times as fast as another that took turns with it: median over rounds."""
-        return float(np.median(np.array(other.batches) / np.array(self.batches)))
-
-
-def take_turns(
+def time_detectors(
     detectors: Sequence[PrunedDetector],
     inputs: Inputs,
     batch_size: int,
     rounds: int,
     context: Callable[[], AbstractContextManager[object]],
     advance: Callable[[int], None],
-) -> list[Timing]:
-    """Time detectors, one image at a time and in batches.
-
-    Each runs once for nothing before. Every round goes through all images; at each of them, and at each batch, the
-    detectors take turns, the order turning too, so that what else the machine does falls on all of them alike.
+) -> list[tuple[Timing, ...]]:
+    """Time detectors, one image at a time and in batches; see `take_turns`.
 
     Args:
         detectors: on the device of the inputs; without BAViT they are given none of its inputs.
@@ -139,31 +89,11 @@ def take_turns(
         advance: told of every image that was detected.
 
     Returns:
-        One for each detector.
+        For each detector the time of all, and that of the detector's part.
     """
-    found = [Timing() for _ in detectors]
-    alone, batches = inputs.batches(1), inputs.batches(batch_size)
-    for detector in detectors:
-        for batch in (alone[0], batches[0]):
-            run(detector, batch, context)
-    for number in range(rounds):
-        totals = [[0.0, 0.0] for _ in detectors]
-        for step, batch in enumerate([*alone, *batches]):
-            for turn in range(len(detectors)):
-                which = (turn + step + number) % len(detectors)
-                whole, part = _timed(detectors[which], batch, context)
-                advance(len(batch.sizes))
-                if step < len(alone):
-                    found[which].alone.append(whole)
-                    found[which].alone_detector.append(part)
-                else:
-                    totals[which][0] += whole
-                    totals[which][1] += part
-        for timing, (whole, part) in zip(found, totals, strict=True):
-            timing.batches.append(whole)
-            timing.batches_detector.append(part)
-            timing.images = sum(len(batch.sizes) for batch in batches)
-    return found
+    batches = inputs.batches(batch_size)
+    ways = [partial(_seconds, detector, context) for detector in detectors]
+    return take_turns(ways, inputs.batches(1), batches, [len(batch.sizes) for batch in batches], rounds, advance)
 
 
 def run(
@@ -179,8 +109,8 @@ def run(
         return detector.detect(None if detector.bavit is None else batch.small, batch.pixels, batch.sizes, times)
 
 
-def _timed(
-    detector: PrunedDetector, batch: Inputs, context: Callable[[], AbstractContextManager[object]]
+def _seconds(
+    detector: PrunedDetector, context: Callable[[], AbstractContextManager[object]], batch: Inputs
 ) -> tuple[float, float]:
     """Seconds of all, and of the detector's part. Every stage waits for the device, the last one too."""
     times = StageTimes()

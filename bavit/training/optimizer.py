@@ -17,6 +17,7 @@ MUON_LR_SCALE = 10.0
 
 _BETAS = (0.9, 0.98)
 _STEPS, _STEP_FACTOR = 3, 0.1
+_POWER = 0.9
 
 
 def make_optimizer(model: nn.Module, recipe: Optimization, factors: Mapping[str, float] | None = None) -> Optimizer:
@@ -26,14 +27,15 @@ def make_optimizer(model: nn.Module, recipe: Optimization, factors: Mapping[str,
     head, biases and norms go by AdamW. Tokens, positions, biases and norms do not decay.
 
     Args:
-        model: whose transformer blocks are called `blocks`, as timm has them.
+        model: whose transformer blocks are called `blocks`, as timm has them; what needs no gradient is left alone.
         recipe: how.
         factors: of the learning rate, for those parameters whose names begin so.
     """
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     if recipe.optimizer == "adam":
-        return _with_peaks(Adam(_groups(list(model.named_parameters()), recipe.lr, factors), lr=recipe.lr, fused=True))
-    turned = [(name, value) for name, value in model.named_parameters() if _is_matrix_of_block(name, value)]
-    rest = [(name, value) for name, value in model.named_parameters() if not _is_matrix_of_block(name, value)]
+        return _with_peaks(Adam(_groups(named, recipe.lr, factors), lr=recipe.lr, fused=True))
+    turned = [(name, value) for name, value in named if _is_matrix_of_block(name, value)]
+    rest = [(name, value) for name, value in named if not _is_matrix_of_block(name, value)]
     decayed = [(name, value) for name, value in rest if _decays(name, value)]
     plain = [(name, value) for name, value in rest if not _decays(name, value)]
     if recipe.optimizer == "adamw":
@@ -100,10 +102,14 @@ def set_rate(groups: Iterable[dict[str, float]], recipe: Optimization, step: int
 
 
 def rate_share(recipe: Optimization, step: int, steps: int) -> float:
-    """The learning rate of a step as a share of its peak."""
+    """The learning rate of a step as a share of its peak.
+
+    Source of `poly`: mmsegmentation's schedule of plain ViTs, `LinearLR` and then `PolyLR` with power 0.9.
+    """
     if recipe.schedule == "step":
         return float(_STEP_FACTOR ** (step * _STEPS // steps))
     warmup = max(1, round(recipe.warmup * steps)) if recipe.warmup else 0
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = (step - warmup) / max(1, steps - warmup)
+    return float((1 - done) ** _POWER) if recipe.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))

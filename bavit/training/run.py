@@ -218,6 +218,8 @@ class TrainingRun:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.plain.parameters(), strict=True):
                 mean.lerp_(value, share)
+            for held, value in zip(self.average.buffers(), self.plain.buffers(), strict=True):
+                held.copy_(value)  # statistics of norms are averages already
 
     def wished(self, number: int) -> bool:
         """Whether any rank was asked to stop; of several ranks a step later, so that no GPU need be waited for."""
@@ -306,6 +308,9 @@ class TrainingRun:
 
     def _validate(self) -> dict[str, float]:
         model = (self.average or self.plain).eval()
+        if self.fabric.world_size > 1:
+            for held in model.buffers():  # all ranks judge what the first one stores
+                torch.distributed.broadcast(held, 0)
         with torch.no_grad(), self.fabric.autocast():
             return self.learner.validated(model, self)
 

@@ -10,6 +10,7 @@ from tokenlabels.errors import ParameterError
 
 Precision: TypeAlias = Literal["auto", "32", "bf16", "fp16"]
 OnError: TypeAlias = Literal["raise", "skip"]
+Schedule: TypeAlias = Literal["cosine", "poly", "step"]
 W = TypeVar("W", bound=str)
 
 
@@ -21,7 +22,8 @@ class Optimization:
         optimizer: `muon` (matrices of the blocks, AdamW for the rest), `adamw` or `adam`.
         lr: learning rate; with `muon` that of AdamW.
         weight_decay: decoupled from the gradient, but of `adam`, which has none; not on biases, norms and positions.
-        schedule: `cosine` after a warm-up to 0, or `step`: a tenth after every third of the epochs.
+        schedule: `cosine` after a warm-up to 0, `poly` likewise, nearly in a straight line, or `step`: a tenth after
+            every third of the epochs.
         warmup: share of all steps.
         clip: largest norm of the gradient, 0: any.
         ema: decay of the moving average of weights that is evaluated and stored, 0: the weights themselves.
@@ -30,7 +32,7 @@ class Optimization:
     optimizer: Literal["muon", "adamw", "adam"]
     lr: float
     weight_decay: float
-    schedule: Literal["cosine", "step"]
+    schedule: Schedule
     warmup: float
     clip: float
     ema: float
@@ -111,3 +113,8 @@ def check_word(option: str, word: str, words: Iterable[W]) -> W:
 def given_only(**values: Any) -> dict[str, Any]:
     """Those of a person's choices that are not None."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def taken(chosen: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some of a person's choices that are not None; they are then gone from the others."""
+    return given_only(**{name: chosen.pop(name) for name in names if name in chosen})

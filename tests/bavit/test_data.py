@@ -157,7 +157,7 @@ def test_a_reader_holds_a_bounded_number_of_row_groups(embedded: Build, monkeypa
     reader = PictureReader(rows, None)
     for row in (*range(len(rows)), 0):
         assert reader.open(row).size == (rows.widths[row], rows.heights[row])
-        assert len(reader._cache) == 1
+        assert len(reader._embedded._cache) == 1
 
 
 def test_workers_give_the_batches_of_this_process(embedded: Build) -> None:

@@ -11,15 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bavit.detect.draw import (
-    Box,
-    class_colour,
-    draw_detection,
-    found_boxes,
-    ink_on,
-    luminance,
-    with_boxes,
-)
+from bavit.colours import class_colour, ink_on, luminance
+from bavit.detect.draw import Box, draw_detection, found_boxes, with_boxes
 from bavit.detect.pruned import Detection
 from bavit.visualize import sparse
 

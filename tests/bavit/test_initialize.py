@@ -33,7 +33,7 @@ def test_scratch_whitens_the_patches_of_the_data() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(24, 3, 64, 64, generator=generator).cumsum(3) / 64  # neighbours are alike, as in photographs
     model = model_of()
-    initialize.from_scratch(model, pixels, generator)
+    initialize.from_scratch(model.vit, pixels, generator)
     with torch.inference_mode():
         tokens = model.vit.patch_embed(pixels).flatten(0, 1)
     assert tokens.mean(0).abs().max() < 1e-3
@@ -56,7 +56,7 @@ def test_scratch_is_the_same_for_the_same_seed(monkeypatch: pytest.MonkeyPatch) 
     states = []
     for seed in (1, 1, 2):
         model = model_of()
-        initialize.from_scratch(model, torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        initialize.from_scratch(model.vit, torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
                                 torch.Generator().manual_seed(seed))  # fmt: skip
         with torch.inference_mode():
             states.append(model(torch.ones(1, 3, 64, 64)))
@@ -119,7 +119,7 @@ def test_imagenet_asks_timm_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append((name, pretrained))
         return timm_vit(img_size=384, embed_dim=192, num_heads=3)
 
-    monkeypatch.setattr("bavit.background.initialize.timm.create_model", create)
+    monkeypatch.setattr("bavit.vit_weights.timm.create_model", create)
     model = BAViT(depth=2)
     initialize.from_imagenet(model)
     assert asked == [("vit_tiny_patch16_384.augreg_in21k_ft_in1k", True)]
@@ -132,7 +132,7 @@ def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, *, pretrained: bool) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("bavit.background.initialize.timm.create_model", fail)
+    monkeypatch.setattr("bavit.vit_weights.timm.create_model", fail)
     with pytest.raises(TokenLabelsError, match=r"--init none .*name that file with --init"):
         initialize.from_imagenet(model_of())
 

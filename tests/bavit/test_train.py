@@ -447,7 +447,7 @@ def test_bf16_trains(task: Task) -> None:
     """And Lightning says nothing of it."""
     heard: list[logging.LogRecord] = []
     log, ear = logging.getLogger("lightning_fabric"), logging.Handler()
-    ear.emit = heard.append  # type: ignore[method-assign]
+    ear.emit = heard.append  # type: ignore[method-assign, assignment]
     log.addHandler(ear)
     found = train(task, Settings.make(**TINY | {"precision": "bf16"}), TINY, Silent())
     log.removeHandler(ear)

@@ -54,6 +54,8 @@ def blobs(count: int, cells: int, share: float, seed: int) -> Tensor:
 class Given(nn.Module):
     """A head that is computed, and then says what it is told: sure of some cells, of others not."""
 
+    ends: Tensor
+
     def __init__(self, head: nn.Module, ends: Tensor) -> None:
         super().__init__()
         self.head = head
