@@ -26,6 +26,18 @@ def make_folder(out: Path, pictures: Iterable[Path] = ()) -> None:
         raise OutputError(f"{out}: cannot be written ({fault.strerror}): name another folder with --out.") from None
 
 
+def remove_result(path: Path) -> None:
+    """Remove what an earlier command left, so that nobody takes it for the result of one that fails.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as fault:
+        raise OutputError(f"{path}: cannot be replaced ({fault.strerror}): name another folder with --out.") from None
+
+
 def result_names(paths: Sequence[Path]) -> list[str]:
     """A name for the results of each file: its stem, with a number where that is taken."""
     found: dict[str, None] = {}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 1.0
 _PIPED_WIDTH = 200
 INTERRUPTED = 130
-_NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+-]*")
+_NUMBERS = re.compile(r"[+-]?(?=[.,]?\d)[\d.,eE+-]+")
 
 
 def say(text: str) -> None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from bavit.segment.model import Segmenter
     from bavit.segment.windows import View
 
-_ROWS_KEPT = "finished rows are kept, run the same command again to go on"
+_ROWS_KEPT = "rows that were finished are kept, run the same command again to go on"
 
 
 def evaluate(
@@ -96,9 +96,9 @@ def evaluate(
         import msgspec
 
         from bavit.machine import Machine
-        from bavit.outputs import make_folder
+        from bavit.outputs import make_folder, remove_result
         from bavit.segment import evaluate as package
-        from bavit.segment.files import write_evaluation, write_samples
+        from bavit.segment.files import EVALUATION_FILE, write_evaluation, write_samples
 
         machine = Machine.pick(device.value, precision.value)
         progress.stage("loading")
@@ -111,6 +111,7 @@ def evaluate(
         data = _data(shards, model, run, split, images, classes, limit, progress)
         if out is not None:
             make_folder(out)
+            remove_result(out / EVALUATION_FILE)
         found, measured = package.evaluate(model, data, exits, wish, machine, progress, dense=dense)
         if out is not None:
             write_evaluation(found, measured, out)
@@ -186,10 +187,10 @@ def sweep(
         import msgspec
 
         from bavit.machine import Machine
-        from bavit.outputs import make_folder
+        from bavit.outputs import make_folder, remove_result
         from bavit.segment import sweep as package
         from bavit.segment.evaluate import Wish
-        from bavit.segment.files import write_sweep
+        from bavit.segment.files import SWEEP_FILE, write_sweep
 
         machine = Machine.pick(device.value, precision.value)
         progress.stage("loading")
@@ -207,6 +208,7 @@ def sweep(
         )
         data = _data(shards, model, run, split, images, classes, limit, progress)
         make_folder(out)
+        remove_result(out / SWEEP_FILE)
         named = run, f"{shards} {', '.join(dict.fromkeys(data.rows.splits))}"
         found = package.sweep(model, data, rows, wish, machine, out, named, progress)
         written = write_sweep(found, out)

@@ -26,6 +26,12 @@ class SegmentClass:
     name: str
 
 
+def names_apart(classes: Sequence[SegmentClass]) -> list[str]:
+    """The names of classes; one that several have is followed by the value."""
+    names = [each.name for each in classes]
+    return [each.name if names.count(each.name) == 1 else f"{each.name} ({each.value})" for each in classes]
+
+
 @dataclass(frozen=True, slots=True)
 class BackboneShape:
     """A plain ViT of timm; None: as timm has it.

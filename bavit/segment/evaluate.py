@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bavit.machine import Machine
 from bavit.pictures import PictureError
 from bavit.segment.accounting import dense_macs
-from bavit.segment.config import SegmentClass
+from bavit.segment.config import SegmentClass, names_apart
 from bavit.segment.exits import DENSE, Exits
 from bavit.segment.figures import TIMED, ImageFigures, SegmentEvaluation, Times
 from bavit.segment.handling import Handling
@@ -188,6 +188,7 @@ def evaluate(
         miou_dense=None if whole is None else whole.miou,
         pixel_accuracy_dense=None if whole is None else whole.pixel_accuracy,
         head=model.config.head,
+        downsample=model.config.downsample,
         skipped=len(data) - len(found.images),
         windows=float(np.mean([image.windows for image in found.images])),
         windows_timed=0 if times is None else times.windows_timed,
@@ -198,10 +199,8 @@ def evaluate(
 
 
 def _by_name(classes: Sequence[SegmentClass], seen: Quality) -> dict[str, float | None]:
-    """IoU of each class by its name; a name that several have is followed by the value."""
-    names = [each.name for each in classes]
-    keys = [each.name if names.count(each.name) == 1 else f"{each.name} ({each.value})" for each in classes]
-    return dict(zip(keys, seen.iou, strict=True))
+    """IoU of each class by its name."""
+    return dict(zip(names_apart(classes), seen.iou, strict=True))
 
 
 def _image(model: Segmenter, data: LabelledPictures, number: int, segmented: Segmented, seen: Quality) -> ImageFigures:

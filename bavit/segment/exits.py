@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bavit.segment.config import check_positions
@@ -73,11 +73,18 @@ def exits_of(
         exit_after: numbers of blocks, some of those after which the model has heads.
 
     Raises:
-        ParameterError: p0 outside (0, 1], positions without heads, or another value out of range.
+        ParameterError: p0 outside (0, 1], positions without heads, or another value out of range; or the model halves
+            its grid, and no token of it can end.
     """
     if p0 is not None and not 0 < p0 <= 1:
         raise ParameterError(f"p0 {p0} is out of range: a probability above 0, and at most 1, which ends no token.")
     own = model.rule
+    if model.reduction is not None:
+        if any(value is not None for value in (p0, keep_per_class, method, proportion, exit_after)):
+            raise ParameterError(
+                "this run halves its grid instead of early exit (--downsample): leave --p0 and the like out."
+            )
+        return Exits(replace(own, p0=1.0), ())
     rule = ExitRule(
         own.p0 if p0 is None else p0,
         own.keep_per_class if keep_per_class is None else keep_per_class,

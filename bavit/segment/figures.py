@@ -100,6 +100,7 @@ class SegmentEvaluation(msgspec.Struct, frozen=True):
         method: what goes on, see `early_exit.py`.
         proportion: of the method of that name.
         head: kind of heads.
+        downsample: how the grid is halved instead of early exit, or `none`.
         images: how many.
         skipped: images that could not be read.
         windows: mean of an image.
@@ -130,6 +131,7 @@ class SegmentEvaluation(msgspec.Struct, frozen=True):
     method: str
     proportion: float
     head: str
+    downsample: str
     images: int
     skipped: int
     windows: float
@@ -139,7 +141,11 @@ class SegmentEvaluation(msgspec.Struct, frozen=True):
 
 
 class SegmentRow(msgspec.Struct, frozen=True):
-    """One row of a sweep; attributes as in `SegmentEvaluation`, `dense` says that it is the unpruned network."""
+    """One row of a sweep; attributes as in `SegmentEvaluation`, `dense` says that it is the unpruned network.
+
+    Attributes:
+        batch_size: of throughput; None without timing.
+    """
 
     dense: bool
     p0: float
@@ -160,6 +166,7 @@ class SegmentRow(msgspec.Struct, frozen=True):
     latency_dense_ms: float | None
     speedup: float | None
     speedup_ideal: float | None
+    batch_size: int | None
     images: int
 
 

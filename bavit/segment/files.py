@@ -21,6 +21,8 @@ from bavit.timing import spread
 from bavit.visualize import save_png
 from tokenlabels.progress import Progress
 
+EVALUATION_FILE, SWEEP_FILE = "evaluation.json", "sweep.json"
+
 
 def write_evaluation(found: SegmentEvaluation, measured: Measured, out: Path) -> list[Path]:
     """Write `evaluation.json`, `images.csv`, `categories.png` and `macs.png` into a folder.
@@ -29,7 +31,7 @@ def write_evaluation(found: SegmentEvaluation, measured: Measured, out: Path) ->
         OutputError: a file cannot be written.
     """
     return [
-        save_json(found, out / "evaluation.json"),
+        save_json(found, out / EVALUATION_FILE),
         save_csv(measured.images, out / "images.csv"),
         draw_categories(found.per_category, found.miou, out / "categories.png"),
         draw_macs(measured.images, out / "macs.png"),
@@ -80,7 +82,7 @@ def write_sweep(found: SegmentSweep, out: Path) -> list[Path]:
         OutputError: a file cannot be written.
     """
     written = [
-        save_json(found, out / "sweep.json"),
+        save_json(found, out / SWEEP_FILE),
         save_csv(found.rows, out / "sweep.csv"),
         draw_sweep(found, out / "sweep.png"),
     ]

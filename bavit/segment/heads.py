@@ -14,6 +14,9 @@ from bavit.segment.config import HeadName
 FCN_WIDTH = 256
 """Channels between the two convolutions of SETR-naive."""
 
+LEAST_TOKENS = 32
+"""Of which batch norm learns statistics: where nearly all tokens ended, the few that are left say nothing."""
+
 ATM_LAYERS = 3
 _ATM_LEAST_WIDTH = 192
 _HEAD_WIDTH = 64
@@ -72,7 +75,7 @@ class FcnHead(nn.Module):
     def forward(self, tokens: RaggedTokens) -> HeadOutput:
         """Logits of every token (total, dim)."""
         hidden = self.conv(self.norm(tokens.values))
-        if self.training and len(hidden) < 2:  # one token has no variance: as in evaluation
+        if self.training and len(hidden) < LEAST_TOKENS:  # as in evaluation
             bn = self.bn
             hidden = batch_norm(hidden, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         else:
@@ -106,12 +109,26 @@ class AtmHead(nn.Module):
 
     def forward(self, tokens: RaggedTokens) -> HeadOutput:
         """Masks of every token (total, dim), and classes of every image."""
+        if not self.training and 0 in tokens.lengths:
+            return self._of_images_with_tokens(tokens)
         memory = tokens.with_values(self.norm(self.project(tokens.values)))
         found = self.queries.repeat(len(tokens.lengths), 1, 1)
         masks = tokens.values.new_zeros(0)
         for layer in self.layers:
             found, masks = layer(found, memory)
         return HeadOutput(masks.float(), self.class_embed(found).float())
+
+    def _of_images_with_tokens(self, tokens: RaggedTokens) -> HeadOutput:
+        """Images without tokens cost nothing; ranks that train must run everything, for others wait for gradients."""
+        there = [image for image, length in enumerate(tokens.lengths) if length]
+        classes = tokens.values.new_zeros((len(tokens.lengths), len(self.queries), 2), dtype=torch.float32)
+        if not there:
+            return HeadOutput(tokens.values.new_zeros((0, len(self.queries)), dtype=torch.float32), classes)
+        found: HeadOutput = self(RaggedTokens(tokens.values, tuple(tokens.lengths[image] for image in there)))
+        assert found.class_logits is not None
+        return HeadOutput(
+            found.logits, classes.index_copy(0, torch.tensor(there, device=classes.device), found.class_logits)
+        )
 
     def macs(self, tokens: int, images: int) -> int:
         """Multiply-accumulates for some tokens of some images."""

@@ -29,12 +29,14 @@ class LabelledPictures:
         table: what masks mean to the segmenter.
         pictures: opens pictures.
         masks: opens masks.
+        images: folder of the pictures; None: they are embedded.
     """
 
     rows: Rows
     table: ClassTable
     pictures: PictureReader
     masks: MaskReader
+    images: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,4 +97,4 @@ def open_labelled(
     rows = with_masks(rows, note)
     if limit is not None and limit < len(rows):
         rows = rows.keep(np.arange(len(rows)) < limit)
-    return LabelledPictures(rows, table, paired_pictures(rows, images), MaskReader(rows, table))
+    return LabelledPictures(rows, table, paired_pictures(rows, images), MaskReader(rows, table), images)

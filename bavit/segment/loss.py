@@ -89,11 +89,12 @@ def _mask_losses(
     assert stage.class_logits is not None
     absent = torch.ones(stage.class_logits.shape[:2], dtype=torch.int64, device=targets.device)
     absent[image, classes] = 0
-    weight = stage.class_logits.new_tensor([1.0, ABSENT_WEIGHT])
-    class_loss = cross_entropy(stage.class_logits.transpose(1, 2), absent, weight)
     if not len(image):
         nothing = 0 * stage.logits.sum()
-        return class_loss * 0, nothing, nothing
+        return 0 * stage.class_logits.sum(), nothing, nothing
+    weight = stage.class_logits.new_tensor([1.0, ABSENT_WEIGHT])
+    told = (targets != IGNORED).flatten(1).any(1)  # of a picture without labels nobody knows what is in it
+    class_loss = cross_entropy(stage.class_logits[told].transpose(1, 2), absent[told], weight)
     masks = upsample(stage.logits[image, classes][:, None], _size(targets), patch)[:, 0].flatten(1)
     labelled = (targets != IGNORED).flatten(1)[image].float()
     wanted = (targets[image] == classes[:, None, None]).flatten(1).float()

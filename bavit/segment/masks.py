@@ -17,6 +17,7 @@ from bavit.rows import Rows, embedded_bytes
 from bavit.segment.classes import IGNORED, ClassTable, check_masks, is_panoptic
 from tokenlabels.errors import NotABuildError, ParameterError, TokenLabelsError
 from tokenlabels.map_files import MapFileError, read_map
+from tokenlabels.reader import open_build
 from tokenlabels.stats_shards import GroupAddress
 
 
@@ -151,6 +152,16 @@ def with_masks(rows: Rows, note: Callable[[str], None]) -> Rows:
         note(f"{len(kept) - int(kept.sum()):,} of {len(kept):,} images have no mask and are left out.")
     held = [embedded_bytes(group, "image") + embedded_bytes(group, "mask") for group in rows.groups]
     return replace(rows.keep(kept), picture_bytes=held)
+
+
+def shard_digests(rows: Rows) -> list[str]:
+    """The sha256 of every shard that holds some of the rows, as the manifest has it.
+
+    Raises:
+        NotABuildError: the build is gone.
+    """
+    read = {group.path.relative_to(rows.folder).as_posix() for group in rows.groups}
+    return [shard.sha256 for shard in open_build(rows.folder).shards if shard.file in read]
 
 
 def _present(group: GroupAddress) -> list[bool]:

@@ -181,7 +181,9 @@ class Segmenter(nn.Module):
             with torch.device("meta"):
                 model = cls.from_config(config)
         except ParameterError as fault:
-            raise TokenLabelsError(f"{path.parent / CONFIG_FILE}: does not describe a segmenter ({fault})") from None
+            raise TokenLabelsError(
+                f"{path.parent / CONFIG_FILE}: does not describe a segmenter ({str(fault).rstrip('.')})."
+            ) from None
         load_weights(model, state, path, assign=True)
         return model.eval()
 

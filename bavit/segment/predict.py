@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from bavit.machine import Machine
-from bavit.outputs import make_folder, result_names
+from bavit.outputs import make_folder, remove_result, result_names
 from bavit.pictures import PictureError, open_picture
 from bavit.segment.accounting import dense_macs
+from bavit.segment.config import names_apart
 from bavit.segment.draw import draw_segmentation, palette, stage_image, stage_names, value_image
 from bavit.segment.exits import Exits
 from bavit.segment.figures import save_json
@@ -65,7 +66,7 @@ def predict(
         TokenLabelsError: the weights are damaged.
     """
     make_folder(out, paths)
-    (out / RESULTS_FILE).unlink(missing_ok=True)  # results of an earlier run do not belong to new pictures
+    remove_result(out / RESULTS_FILE)
     model = model.to(machine.device).eval()
     names = result_names(paths)
     images: list[dict[str, Any]] = []
@@ -117,13 +118,14 @@ def _named(base: Path, kind: str) -> Path:
 
 def _told(model: Segmenter, path: Path, found: Segmented, written: dict[str, str]) -> dict[str, Any]:
     height, width = found.classes.shape
+    names = names_apart(model.classes)
     counts = np.bincount(found.classes.reshape(-1), minlength=model.num_classes)
     return {
         "file": str(path),
         "width": width,
         "height": height,
         "windows": len(found.layout),
-        "shares": {model.classes[n].name: int(counts[n]) / width / height for n in np.flatnonzero(counts).tolist()},
+        "shares": {names[n]: int(counts[n]) / width / height for n in np.flatnonzero(counts).tolist()},
         "macs": int(found.macs.sum()),
         "macs_dense": len(found.layout) * dense_macs(model, found.layout.window),
         "tokens_alive": found.shares_alive,

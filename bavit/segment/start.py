@@ -17,6 +17,7 @@ from bavit.segment.settings import SegmentSettings
 from bavit.segment.weights import read_segmenter
 from bavit.vit_weights import fetch_vit, load_vit, read_vit
 from bavit.weights import load_weights
+from tokenlabels.errors import ParameterError
 
 PRETRAINED_SIDE, SCRATCH_SIDE = 512, 256
 """Of the crop, where nobody names one."""
@@ -56,6 +57,8 @@ def start_of(settings: SegmentSettings, classes: tuple[SegmentClass, ...]) -> Se
         config = _new_config(settings, classes)
         return SegmentStart(config, settings.rule.p0 is not None and _exits(config))
     config, state, path = read_segmenter(settings.run)
+    if config.downsample != "none" and settings.rule.p0 is not None and settings.rule.p0 < 1:
+        raise ParameterError(f"{settings.run} halves its grid instead of early exit (--downsample): leave --p0 out.")
     config = replace(config, rule=settings.rule.applied(config.rule))
     return SegmentStart(config, _exits(config), state, path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bavit.machine import Machine
@@ -16,6 +17,7 @@ from bavit.segment.evaluate import Wish, measure, measure_times
 from bavit.segment.exits import DENSE, Exits, exits_of
 from bavit.segment.figures import SegmentRow, SegmentSweep
 from bavit.segment.labelled import LabelledPictures
+from bavit.segment.masks import shard_digests
 from bavit.segment.model import Segmenter
 from bavit.sweep_cache import SweepCache, digest_of
 from tokenlabels import __version__
@@ -25,7 +27,7 @@ from tokenlabels.progress import Progress
 P0 = (0.90, 0.95, 0.98)
 """Of the paper's Table 2."""
 
-_VERSION = 1
+_VERSION = 2
 
 
 def plan_rows(
@@ -57,16 +59,16 @@ def plan_rows(
         for count in keep or [own.keep_per_class]
         for probability in p0 or P0
     ]
-    found: dict[tuple[object, ...], Exits] = {}
+    found = {_difference(DENSE): DENSE}
     for each in asked:
         found.setdefault(_difference(each), each)
-    return [DENSE, *found.values()]
+    return list(found.values())
 
 
 def _difference(exits: Exits) -> tuple[object, ...]:
     """What of it changes which tokens end."""
     rule = exits.rule
-    if not rule.exits:
+    if not rule.exits or not exits.exit_after:
         return ("none",)
     if rule.method == "proportion":
         return exits.exit_after, rule.method, rule.proportion
@@ -113,7 +115,9 @@ def sweep(
                 cache.keep_record(name, row)
         found.append(row)
         images = min(images, row.images)
-    return SegmentSweep(found, *names, model.config.head, images, wish.batch_size, machine.describe())
+    timed = [row.batch_size for row in found if row.batch_size is not None]
+    size = min(timed, default=wish.batch_size)
+    return SegmentSweep(found, *names, model.config.head, images, size, machine.describe())
 
 
 def described(exits: Exits | SegmentRow) -> str:
@@ -133,12 +137,14 @@ def _row(
 ) -> SegmentRow:
     found = measure(model, data, exits, wish, machine, progress)
     times = measure_times(model, data, exits, wish, machine, found, progress)
-    return SegmentRow(dense=exits is DENSE, **found.figures(data.classes, times), **exits.described())
+    size = None if times is None else times.batch_size
+    return SegmentRow(exits is DENSE, batch_size=size, **found.figures(data.classes, times), **exits.described())
 
 
 def _digest(model: Segmenter, data: LabelledPictures, wish: Wish, machine: Machine) -> str:
     rows = data.rows
-    described = (_VERSION, __version__, model.config, data.classes, wish, machine.describe(), list(rows.image_ids),
-                 list(rows.file_names), rows.folder)  # fmt: skip
+    wanted = replace(wish, workers=0)  # how many threads decode changes nothing
+    described = (_VERSION, __version__, model.config, data.classes, wanted, machine.describe(), list(rows.image_ids),
+                 list(rows.file_names), rows.folder, data.images, shard_digests(rows))  # fmt: skip
     arrays = (rows.widths, rows.heights, data.table.of_value, data.table.of_category)
     return digest_of(described, (model,), arrays)

@@ -18,6 +18,7 @@ from bavit.segment.accounting import dense_macs
 from bavit.segment.classes import IGNORED, ClassTable, onto_model
 from bavit.segment.heads import combined
 from bavit.segment.loss import segmentation_loss
+from bavit.segment.masks import shard_digests
 from bavit.segment.metrics import quality
 from bavit.segment.model import Segmenter, SegmenterOutput, StageOutput, upsample
 from bavit.segment.samples import CropView, SegmentBatch, SegmentImages, collate_segments
@@ -29,8 +30,8 @@ from bavit.training.learner import Learner, Task
 from bavit.training.loop import fit
 from bavit.training.run import TrainingRun
 from bavit.training.run_folder import data_digest
+from tokenlabels.errors import ParameterError
 from tokenlabels.progress import Progress
-from tokenlabels.reader import open_build
 
 
 def train(
@@ -86,6 +87,9 @@ class SegmentLearner(Learner[SegmentBatch]):
 
     def __init__(self, task: Task, tables: tuple[ClassTable, ClassTable], settings: SegmentSettings) -> None:
         super().__init__(task, settings)
+        for source in (settings.run, settings.init):
+            if source is not None and not task.resume and Path(source).resolve() == task.out.resolve():
+                raise ParameterError(f"{task.out}: training starts from it, and would delete it: name another --out.")
         self.command = "segment train" if settings.run is None else "segment finetune"
         self.start = start_of(settings, tables[0].classes)
         model = settings.run or f"the data to train on, {task.train.folder},"
@@ -97,9 +101,7 @@ class SegmentLearner(Learner[SegmentBatch]):
         found = hashlib.sha256(data_digest([self.task.train, self.task.val]).encode())
         for rows, table in zip((self.task.train, self.task.val), self.tables, strict=True):
             found.update(repr(table.classes).encode() + table.of_value.tobytes() + table.of_category.tobytes())
-            read = {group.path.relative_to(rows.folder).as_posix() for group in rows.groups}
-            for shard in open_build(rows.folder).shards:
-                found.update(shard.sha256.encode() if shard.file in read else b"")
+            found.update("".join(shard_digests(rows)).encode())
         return found.hexdigest()
 
     def identity(self) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class SegmentLearner(Learner[SegmentBatch]):
             return {}
         device, classes, patch = run.fabric.device, model.num_classes, model.patch
         sums = torch.zeros(4, dtype=run.exact, device=device)
+        compared = not self.start.exiting and model.rule.exits
         stored, dense = torch.zeros(2, classes, classes, dtype=torch.int64, device=device)
         for batch in run.val_batches():
             if not batch.used:
@@ -176,7 +179,8 @@ class SegmentLearner(Learner[SegmentBatch]):
             output = model(pixels)
             sums += torch.stack([loss * images, images, *_tokens(model, output, device)]).to(run.exact)
             stored += _confusion(output.logits, batch.targets, patch)
-            dense += _confusion(_believed(stages[-1]), batch.targets, patch)
+            if compared:
+                dense += _confusion(_believed(stages[-1]), batch.targets, patch)
         loss, images, tokens, all_tokens = run.over_ranks(sums).tolist()
         if not images:
             raise PictureError(
@@ -189,7 +193,7 @@ class SegmentLearner(Learner[SegmentBatch]):
             "val_pixel_accuracy": found.pixel_accuracy,
             "val_tokens": tokens / all_tokens,
         }
-        if not self.start.exiting and model.rule.exits:
+        if compared:
             figures["val_dense_miou"] = quality(run.over_ranks(dense).cpu().numpy()).miou
         return figures
 

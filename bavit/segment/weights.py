@@ -59,7 +59,7 @@ def read_segmenter_config(path: Path) -> SegmenterConfig:
     try:
         return msgspec.convert(found, SegmenterConfig)
     except (msgspec.ValidationError, ParameterError) as fault:
-        raise TokenLabelsError(f"{path}: does not describe a segmenter ({fault}).") from None
+        raise TokenLabelsError(f"{path}: does not describe a segmenter ({str(fault).rstrip('.')}).") from None
 
 
 def config_json(config: SegmenterConfig) -> dict[str, Any]:

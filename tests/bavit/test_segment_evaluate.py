@@ -266,7 +266,7 @@ class TestSweep:
         }
         assert sum(each.rule.method == "remove" for each in rest) == 4, "k makes no difference"
         assert sum(each.rule.method == "proportion" for each in rest) == 2, "nor does p0"
-        assert sum(each.rule.p0 == 1 for each in rest) == 1
+        assert not any(each.rule.p0 == 1 for each in rest), "the unpruned network is there already"
         assert [each.rule.p0 for each in plan_rows(model)[1:]] == [0.9, 0.95, 0.98]
 
     def test_rows_are_evaluations(self, model: Segmenter, data: LabelledPictures, tmp_path: Path) -> None:
@@ -314,6 +314,11 @@ class TestSweep:
         assert calls == rows, "all is kept"
         run(wish(model, whole=True))
         assert len(calls) == 2 * len(rows), "other inputs"
+        run(wish(model, whole=True, workers=3))
+        assert len(calls) == 2 * len(rows), "threads change nothing"
+        monkeypatch.setattr(sweeping, "shard_digests", lambda _rows: ["other masks"])
+        run(wish(model, whole=True))
+        assert len(calls) == 3 * len(rows), "the build was made anew"
         assert [row.p0 for row in found.rows] == [1.0, 0.4, 0.5, 0.6]
 
 
@@ -344,3 +349,26 @@ class TestFiles:
         assert sorted(tmp_path.iterdir()) == sorted(written)
         with (tmp_path / "sweep.csv").open(newline="") as file:
             assert [float(row["miou"]) for row in csv.DictReader(file)] == [row.miou for row in found.rows]
+
+
+class TestHalvedGrids:
+    def test_nothing_is_said_of_early_exit(self, model: Segmenter, data: LabelledPictures) -> None:
+        halved = Segmenter.from_config(replace(model.config, downsample="pool")).eval()
+        exits = exits_of(halved)
+        assert (exits.rule.p0, exits.exit_after) == (1.0, ())
+        found, _ = evaluate(halved, data, exits, wish(halved), CPU, Silent())
+        assert (found.downsample, found.p0, found.tokens_alive) == ("pool", 1.0, [1.0])
+        assert found.macs < found.macs_dense
+
+    @pytest.mark.parametrize("asked", [{"p0": 0.5}, {"keep_per_class": 1}, {"exit_after": (2,)}])
+    def test_early_exit_cannot_be_asked_for(self, model: Segmenter, asked: dict[str, Any]) -> None:
+        halved = Segmenter.from_config(replace(model.config, downsample="pool"))
+        with pytest.raises(ParameterError, match="halves its grid"):
+            exits_of(halved, **asked)
+
+
+def test_early_exit_is_the_same_in_batches_of_any_size(model: Segmenter, data: LabelledPictures) -> None:
+    exits = exits_of(model, p0=0.5, keep_per_class=0)
+    found = [measure(model, data, exits, wish(model, batch_size=size), CPU, Silent()) for size in (1, 7)]
+    assert found[0].images == found[1].images
+    assert np.array_equal(found[0].counts, found[1].counts)

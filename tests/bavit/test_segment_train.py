@@ -368,6 +368,12 @@ def test_recipes() -> None:
     assert SegmentSettings.make().optimization.warmup * 160_000 == 1500
 
 
+def test_training_does_not_delete_what_it_starts_from(task: Task, table: ClassTable) -> None:
+    settings = SegmentSettings.make(run=str(task.out))
+    with pytest.raises(ParameterError, match="training starts from it"):
+        SegmentLearner(task, (table, table), settings)
+
+
 def test_a_run_of_other_classes_is_not_finetuned(task: Task, table: ClassTable, tmp_path: Path) -> None:
     model = segmenter()
     model.save_pretrained(tmp_path / "other")

@@ -170,7 +170,15 @@ def test_stages_with_exits_end_as_inference_does(head: Any) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(
-    "options", [{"p0": 1.0}, {"p0": 0.6}, {"p0": 0.6, "method": "average"}, {"downsample": "conv"}]
+    "options",
+    [
+        {"p0": 1.0},
+        {"p0": 0.6},
+        {"p0": 0.6, "method": "average"},
+        {"p0": 0.6, "keep_per_class": 0},
+        {"p0": 1e-9, "method": "remove"},
+        {"downsample": "conv"},
+    ],
 )
 def test_counted_macs_are_those_that_the_counter_measures(head: Any, options: dict[str, Any]) -> None:
     model = sure_segmenter(head, **options)

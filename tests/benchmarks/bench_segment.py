@@ -3,12 +3,12 @@
     uv run --all-extras python tests/benchmarks/bench_segment.py
     uv run --all-extras python tests/benchmarks/bench_segment.py --backbone vit_base_patch16_384 --precision bf16  # GPU
 
-Dense are ours and timm's own blocks with fused attention, whichever is faster; only the last head runs. Tokens end
-in blobs after block 6 of 12, every picture having its own share, 30 % or 50 % of all on average; what a head says is
-replaced by that, after it was computed. `backbone` is embedding and blocks alone; `segmenter` all of it: two heads, the
-rule, the results merged on the grid. `one by one` is the same segmenter in a loop over pictures, which is how the
-authors' code goes through a batch. `ideal` is the ratio of multiply-accumulates. Rounds of all sides take turns; the
-median of the ratios within a round counts.
+Dense are ours and, of the `backbone`, timm's own blocks with fused attention, whichever is faster; of heads only the
+last runs. Tokens end in blobs after block 6 of 12, every picture having its own share, 30 % or 50 % of all on average;
+what a head says is replaced by that, after it was computed. `backbone` is embedding and blocks; `segmenter` all of
+it: two heads, the rule, the results merged on the grid. `one by one` is the same segmenter in a loop over pictures,
+which is how the authors' code goes through a batch. `ideal` is the ratio of multiply-accumulates. Rounds of all sides
+take turns; the median of the ratios within a round counts.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-RANKS = max(1, min(8, os.cpu_count() or 1))
+RANKS = 1 << (min(8, os.cpu_count() or 1).bit_length() - 1)
+"""They divide the batch."""
+
 HEADS, LEVELS = ("fcn", "atm"), (0.90, 0.95, 0.98)
 
 
