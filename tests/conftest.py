@@ -48,6 +48,15 @@ for _name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
     os.environ.setdefault(_name, "1")  # tests run side by side; torch, which reads them, is not loaded yet
 
 
+def pytest_configure() -> None:
+    """Processes that tests start keep their bytecode in pytest's cache where Python is told to write none.
+
+    Each would else compile torch anew.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+
+
 @pytest.fixture(scope="session")
 def invoke() -> Iterator[Callable[..., Result]]:
     """`tokenlabels WORDS...` in this process: quick, and a bug shows as `.exception`."""
