@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 import tokenlabels
-from tokenlabels.card import card_text
 from tokenlabels.check import FindingLog
 from tokenlabels.cutting import planned_files, tasks_of
 from tokenlabels.errors import FindingsError, ParameterError
 from tokenlabels.executors import Executor, ProcessExecutor, SerialExecutor
+from tokenlabels.finishing import finish_build
 from tokenlabels.grid import ImageSizeLike, PatchLike
 from tokenlabels.options import BuildOptions, CheckLevel, OnError
 from tokenlabels.output import (
@@ -27,7 +27,6 @@ from tokenlabels.output import (
     check_ownership,
     clear_state,
     discard,
-    finish,
     is_complete,
     is_unfinished,
     remove_temporaries,
@@ -41,7 +40,6 @@ from tokenlabels.sources.base import Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.threads import MAX_THREADS, cores
-from tokenlabels.totals import totals
 
 _BYTES_PER_WORKER = 24 << 20
 """Annotation bytes below which a further worker process costs more than it saves."""
@@ -230,9 +228,7 @@ def build_source(
             for entry in entries:
                 if entry.shard.file.startswith(f"{options.grids[0].name}/"):
                     log.extend(entry.findings, entry.counts)
-            manifest = _manifest(plan, log, entries)
-            manifest["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, manifest)
-            finish(folder, manifest, card_text(manifest, folder))
+            finish_build(folder, _manifest(plan, log), entries)
     return open_build(folder)
 
 
@@ -279,8 +275,8 @@ def _run(
     return [entries[file] for file in planned_files(plan.dataset, options)]
 
 
-def _manifest(plan: Plan, log: FindingLog, entries: Sequence[JournalEntry]) -> dict[str, Any]:
-    """What `manifest.json` says; nothing in it depends on the time, the machine or how the build was run."""
+def _manifest(plan: Plan, log: FindingLog) -> dict[str, Any]:
+    """What `manifest.json` says, but for shards; nothing in it depends on time, machine or how the build was run."""
     parameters = {name: value for name, value in plan.parameters.items() if name != "sources"}
     splits = {
         split.name: {"images": len(split.records), "annotations": len(split.records.ids)}
@@ -296,5 +292,4 @@ def _manifest(plan: Plan, log: FindingLog, entries: Sequence[JournalEntry]) -> d
         "categories": msgspec.to_builtins(plan.dataset.categories),
         "findings": log.by_code(),
         "finding_examples": msgspec.to_builtins(log.listed()),
-        "shards": [msgspec.to_builtins(entry.shard) for entry in entries],
     }

@@ -15,7 +15,7 @@ import glob
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,10 @@ from tokenlabels.totals import LabelSums
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+CROISSANT = "croissant.json"
+BESIDE = (CARD, CROISSANT)
+"""Files of a finished build that its manifest does not list."""
+
 _STATE = ".build"
 
 
@@ -205,9 +209,10 @@ def is_shard_path(file: str) -> bool:
     return is_inside(file) and re.fullmatch(r"[^./\\][^/\\]*/[^./\\][^/\\]*\.parquet", file) is not None
 
 
-def finish(out: Path, manifest: dict[str, Any], card: str) -> None:
-    """Write card and manifest, the manifest last, and clear the state away."""
-    write_atomically(out / CARD, card.encode())
+def finish(out: Path, manifest: dict[str, Any], beside: Mapping[str, bytes]) -> None:
+    """Write the files beside the shards (names of `BESIDE`), the manifest last, and clear the state away."""
+    for name, content in beside.items():
+        write_atomically(out / name, content)
     write_atomically(out / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     clear_state(out)
 
@@ -280,8 +285,8 @@ def discard(out: Path) -> None:
             except OSError as fault:
                 raise unwritable(out / file, fault) from None
             folders.add((out / file).parent)
-    if listed:
-        (out / CARD).unlink(missing_ok=True)
+    for name in BESIDE if listed else ():
+        (out / name).unlink(missing_ok=True)
     remove_temporaries(out)
     _remove_empty([folder for folder in folders if folder != out])
     for name in ("parameters.json", "journal", "discarded.json"):

@@ -12,15 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tokenlabels.card import card_text
 from tokenlabels.errors import NotABuildError, ParameterError
+from tokenlabels.finishing import finish_build
 from tokenlabels.grid import GridAxes
 from tokenlabels.output import (
     JournalEntry,
     build_lock,
     check_ownership,
     clear_state,
-    finish,
     is_complete,
     resume,
     shard_fault,
@@ -31,7 +30,7 @@ from tokenlabels.reader import Build, open_build, read_header
 from tokenlabels.rules import check_tau
 from tokenlabels.scoring import CellLabels, label_scores
 from tokenlabels.shards import OBJECT_FIELDS, Columns, ShardHeader, ShardWriter, lists, numbers, schema_of
-from tokenlabels.totals import LabelSums, totals
+from tokenlabels.totals import LabelSums
 
 
 def relabel(
@@ -79,12 +78,7 @@ def relabel(
                 write_journal(folder, entries[-1])
             progress.advance(shard.rows)
         progress.stage("finishing")
-        manifest: dict[str, Any] = build.manifest | {
-            "parameters": changed,
-            "shards": [msgspec.to_builtins(entry.shard) for entry in entries],
-        }
-        manifest["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, manifest)
-        finish(folder, manifest, card_text(manifest, folder))
+        finish_build(folder, build.manifest | {"parameters": changed}, entries)
     return open_build(folder)
 
 

@@ -1,0 +1,29 @@
+"""The end of every build, whatever its shards were made from: totals, card and manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tokenlabels.card import card_text
+from tokenlabels.output import CARD, JournalEntry, finish
+from tokenlabels.totals import totals
+
+
+def finish_build(folder: Path, manifest: dict[str, Any], entries: Sequence[JournalEntry]) -> None:
+    """Write what stands beside the shards, the manifest last.
+
+    Args:
+        folder: of the build; every shard is there.
+        manifest: all but its `shards` and `totals`.
+        entries: every shard, in order.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    whole = manifest | {"shards": [msgspec.to_builtins(entry.shard) for entry in entries]}
+    whole["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, whole)
+    finish(folder, whole, {CARD: card_text(whole, folder).encode()})
