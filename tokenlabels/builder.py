@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -39,7 +38,12 @@ from tokenlabels.shards import SCHEMA_VERSION
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
+from tokenlabels.storage import located, stays_in_process
+from tokenlabels.store_faults import explained
 from tokenlabels.threads import MAX_THREADS, cores
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _BYTES_PER_WORKER = 24 << 20
 """Annotation bytes below which a further worker process costs more than it saves."""
@@ -47,14 +51,15 @@ _BYTES_PER_WORKER = 24 << 20
 _FEW_CORES = 4
 
 
+@explained()
 def build(
     source: Source | str,
     *,
-    out: str | Path | None = None,
-    root: str | Path | None = None,
-    annotations: str | Path | None = None,
-    images: str | Path | None = None,
-    masks: str | Path | None = None,
+    out: str | Location | None = None,
+    root: str | Location | None = None,
+    annotations: str | Location | None = None,
+    images: str | Location | None = None,
+    masks: str | Location | None = None,
     split: str | Sequence[str] = (),
     patch: PatchLike | Sequence[PatchLike] = 16,
     image_size: ImageSizeLike | Sequence[ImageSizeLike] = 384,
@@ -71,7 +76,7 @@ def build(
     reduce_zero_label: bool = False,
     stuff: str | None = None,
     mask_suffix: str | None = None,
-    categories: str | Path | Sequence[str] | None = None,
+    categories: str | Location | Sequence[str] | None = None,
     exclude_categories: Sequence[str] | None = None,
     min_area: float = 0.0,
     scores: bool = True,
@@ -90,6 +95,8 @@ def build(
     log: FindingLog | None = None,
 ) -> Build:
     """Turn an annotated data set into Parquet shards with one label per patch.
+
+    Every place is a path on disk, or an address in a store, such as `s3://bucket/coco`; `memory://` needs one worker.
 
     Args:
         source: a `Source`, or `"coco"`, `"voc"` or `"semantic"` with the places of its files.
@@ -178,7 +185,7 @@ def build(
         on_error=on_error,
         check=check,
     )
-    folder = Path(out) if out is not None else Path(f"tokenlabels-{found.format}")
+    folder = located(out if out is not None else f"tokenlabels-{found.format}")
     return build_source(
         found,
         chosen,
@@ -191,10 +198,11 @@ def build(
     )
 
 
+@explained()
 def build_source(
     source: Source,
     options: BuildOptions,
-    folder: Path,
+    folder: Location,
     log: FindingLog,
     progress: Progress,
     *,
@@ -204,7 +212,7 @@ def build_source(
 ) -> Build:
     """`build`, its parameters checked and its source found."""
     check_ownership(folder)
-    executor = make_executor(workers, work_of(source, options))
+    executor = make_executor(workers_for(workers, source, folder), work_of(source, options))
     with executor:
         executor.start()
         plan = make_plan(source, options, log, progress, run=executor.run, rasterizer=rasterizer)
@@ -242,6 +250,20 @@ def work_of(source: Source, options: BuildOptions) -> int:
     return source.input_bytes(masks=options.rule.kind.reads_masks)
 
 
+def workers_for(workers: int | None, source: Source, *places: Location) -> int | None:
+    """The number of workers, 1 where nobody chose and a place is in this process's memory.
+
+    Raises:
+        ParameterError: several, and other processes could not see such a place.
+    """
+    hidden = next((place for place in (*source.places(), *places) if stays_in_process(place)), None)
+    if hidden is None:
+        return workers
+    if workers not in (None, 1):
+        raise ParameterError(f"{hidden}: is in the memory of one process: use one worker (--workers 1).")
+    return 1
+
+
 def threads_of(executor: Executor) -> int:
     """Threads that each worker may use."""
     return max(1, min(MAX_THREADS, cores() // executor.workers))
@@ -257,7 +279,7 @@ def make_executor(workers: int | None, input_bytes: int) -> Executor:
 
 
 def _run(
-    folder: Path,
+    folder: Location,
     plan: Plan,
     options: BuildOptions,
     finished: Mapping[str, JournalEntry],

@@ -13,10 +13,13 @@ from tokenlabels.progress import Progress, Silent
 from tokenlabels.rules import RuleSpec
 from tokenlabels.scoring import label_records
 from tokenlabels.sources.base import Reading, Source
+from tokenlabels.storage import is_folder
+from tokenlabels.store_faults import explained
 
 _BLOCK = 1024
 
 
+@explained()
 def check_source(
     source: Source,
     log: FindingLog,
@@ -57,7 +60,7 @@ def check_source(
         if split.records.masks is not None:
             progress.stage(f"drawing masks of {split.name}", len(split.records))
             report_empty_masks(split, log, progress)
-        if split.images.is_dir():
+        if is_folder(split.images):
             report_listing(split, log, complete=split.complete and limit is None, missing=False)
             progress.stage(f"checking images of {split.name}", len(split.records))
             check_files(split, log, ends=True, advance=progress.advance)

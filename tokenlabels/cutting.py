@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from tokenlabels.options import BuildOptions
 from tokenlabels.output import JournalEntry
 from tokenlabels.shards import SCHEMA_VERSION, Columns, ShardHeader, shard_name
 from tokenlabels.tasks import ShardTask
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _MAX_SHARDS = 99_999
 
@@ -45,7 +48,7 @@ def planned_files(dataset: Dataset, options: BuildOptions) -> list[str]:
 
 
 def tasks_of(
-    folder: Path,
+    folder: Location,
     dataset: Dataset,
     image_bytes: Sequence[NDArray[np.int64] | None],
     options: BuildOptions,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -30,11 +29,17 @@ from tokenlabels.reader import Build, open_build, read_header
 from tokenlabels.rules import check_tau
 from tokenlabels.scoring import CellLabels, label_scores
 from tokenlabels.shards import OBJECT_FIELDS, Columns, ShardHeader, ShardWriter, lists, numbers, schema_of
+from tokenlabels.storage import located, parquet_file, same_place
+from tokenlabels.store_faults import explained
 from tokenlabels.totals import LabelSums
 
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
+
+@explained()
 def relabel(
-    build: Build, tau: float, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+    build: Build, tau: float, out: str | Location, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Build:
     """Apply another threshold to the scores of a build; the result is the build that `tau` would have made.
 
@@ -51,11 +56,11 @@ def relabel(
         OutputError: `out` cannot be written.
     """
     progress = progress or Silent()
-    folder = Path(out)
+    folder = located(out)
     parameters = build.manifest["parameters"]
     if not parameters["scores"]:
         raise ParameterError(f"{build.path} was built without scores (--no-scores): build it again with them.")
-    if folder.resolve() == build.path.resolve():
+    if same_place(folder, build.path):
         raise ParameterError(f"{folder} is the build itself: name another --out.")
     changed = parameters | {"tau": check_tau(tau)}
     wanted = changed | {"sources": build.manifest["sources"]}
@@ -82,10 +87,10 @@ def relabel(
     return open_build(folder)
 
 
-def _relabel_shard(source: Path, target: Path, tau: float) -> JournalEntry:
+def _relabel_shard(source: Location, target: Location, tau: float) -> JournalEntry:
     header = read_header(source)
     header = msgspec.structs.replace(header, tau=tau)
-    with pq.ParquetFile(source) as file:
+    with parquet_file(source) as file:
         names = file.schema_arrow.names
         schema = schema_of(header, Columns.of(names))
         sums = LabelSums()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +16,12 @@ from tokenlabels.embedding import Embedding, Pictures
 from tokenlabels.errors import FindingsError
 from tokenlabels.output import JournalEntry, write_journal
 from tokenlabels.shards import Columns, ShardHeader, ShardWriter, build_table, row_group_spans, schema_of, shard_name
+from tokenlabels.store_faults import explained
 from tokenlabels.totals import LabelSums
 
 if TYPE_CHECKING:
     from tokenlabels.map_scoring import MapError, MapScores  # loads the kernels
+    from tokenlabels.storage import Location
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +42,7 @@ class ShardTask:
         threads: that resize pictures.
     """
 
-    out: Path
+    out: Location
     index: int
     total: int
     headers: tuple[ShardHeader, ...]
@@ -54,6 +55,7 @@ class ShardTask:
     threads: int = 1
 
 
+@explained()
 def write_shards(task: ShardTask) -> list[JournalEntry]:
     """Score, label and write the shards of one task; each is committed and journalled by itself.
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ from tokenlabels.reader import Build, open_build
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco import CocoSource
 
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
+
 Choice = Callable[[HasSplits, Sequence[str] | None], list[str]]
 """Which splits to take where nobody says, such as `evaluation_splits` or `training_splits`."""
 
@@ -46,7 +50,7 @@ class DetectionSet:
 
     rows: Rows
     pictures: PictureReader
-    images: Path | None
+    images: Location | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -201,7 +205,7 @@ def _coco_source(source: Path, splits: Sequence[str] | None, choose: Choice) -> 
     return CocoSource(tuple(files[name] for name in chosen))
 
 
-def _picture_folder(source: Path, found: CocoSource) -> Path:
+def _picture_folder(source: Path, found: CocoSource) -> Location:
     """Where the pictures of these splits are: in the folder of the only one, or in folders with the names of splits."""
     return found.files[0][2] if len(found.files) == 1 else source
 

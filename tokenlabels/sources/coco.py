@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -25,6 +25,11 @@ from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco_columns import to_records
 from tokenlabels.sources.coco_json import read_document
 from tokenlabels.sources.names import split_name
+from tokenlabels.storage import content, globbed, is_folder, located, size_of
+from tokenlabels.store_faults import reason_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _PREFIX = "instances_"
 
@@ -37,17 +42,17 @@ class CocoSource:
         files: (split name, annotation file, image folder) for each split.
     """
 
-    files: tuple[tuple[str, Path, Path], ...]
+    files: tuple[tuple[str, Location, Location], ...]
     format: str = "coco"
     default_rule: RuleName = "overlap"
 
     @classmethod
     def locate(
         cls,
-        root: Path | None = None,
+        root: Location | None = None,
         *,
-        annotations: Path | None = None,
-        images: Path | None = None,
+        annotations: Location | None = None,
+        images: Location | None = None,
         splits: Sequence[str] = (),
     ) -> CocoSource:
         """Find the files.
@@ -75,7 +80,7 @@ class CocoSource:
             return cls(((name, annotations, images or default),))
         root = root or _default_root()
         available = {
-            path.stem.removeprefix(_PREFIX): path for path in sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
+            path.stem.removeprefix(_PREFIX): path for path in globbed(root / "annotations", f"{_PREFIX}*.json")
         }
         if not available:
             raise TokenLabelsError(
@@ -90,7 +95,7 @@ class CocoSource:
         if images is not None and len(splits or available) > 1:
             raise ParameterError("--images is the folder of one split: name that --split, or leave --images out.")
         check_folder(images)
-        chosen: dict[str, tuple[str, Path, Path]] = {}
+        chosen: dict[str, tuple[str, Location, Location]] = {}
         for text in dict.fromkeys(splits or available):
             name = split_name(text)
             if name in chosen:
@@ -103,9 +108,13 @@ class CocoSource:
 
     def input_bytes(self, *, masks: bool) -> int:  # noqa: ARG002  the file is read whole either way
         """See `Source`."""
-        return sum(path.stat().st_size for _, path, _ in self.files if path.is_file())
+        return sum(size_of(path) for _, path, _ in self.files if path.is_file())
 
-    def image_folders(self) -> dict[str, Path]:
+    def places(self) -> Sequence[Location]:
+        """See `Source`."""
+        return [place for _, *places in self.files for place in places]
+
+    def image_folders(self) -> dict[str, Location]:
         """See `Source`."""
         return {name: images for name, _, images in self.files}
 
@@ -124,16 +133,16 @@ class CocoSource:
         return Dataset(self.format, tuple(splits), tuple(table.values()))
 
 
-def check_folder(images: Path | None) -> None:
+def check_folder(images: Location | None) -> None:
     """Raise `TokenLabelsError` where an image folder is named that is not there."""
-    if images is not None and not images.is_dir():
+    if images is not None and not is_folder(images):
         raise TokenLabelsError(f"{images}: no such folder: name the image folder with --images, or leave it out.")
 
 
-def _default_root() -> Path:
-    candidates = [Path(), *([Path(os.environ["COCO_ROOT"])] if os.environ.get("COCO_ROOT") else []), Path("coco")]
+def _default_root() -> Location:
+    candidates = [Path(), *([located(os.environ["COCO_ROOT"])] if os.environ.get("COCO_ROOT") else []), Path("coco")]
     for candidate in candidates:
-        if any((candidate / "annotations").glob(f"{_PREFIX}*.json")):
+        if globbed(candidate / "annotations", f"{_PREFIX}*.json"):
             return candidate
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise TokenLabelsError(
@@ -142,7 +151,9 @@ def _default_root() -> Path:
     )
 
 
-def on_common_table(split: Split, categories: tuple[Category, ...], table: dict[int, Category], path: Path) -> Split:
+def on_common_table(
+    split: Split, categories: tuple[Category, ...], table: dict[int, Category], path: Location
+) -> Split:
     """Unite the category table of one file with `table`, and renumber the split's categories where that moves them."""
     for category in categories:
         known = table.setdefault(category.id, category)
@@ -158,16 +169,18 @@ def on_common_table(split: Split, categories: tuple[Category, ...], table: dict[
     return split
 
 
-def read_bytes(path: Path) -> memoryview:
+def read_bytes(path: Location) -> memoryview:
     """The bytes of a file. Not mapped: a file cut short while it is mapped would end the process."""
     try:
+        if not isinstance(path, Path):
+            return memoryview(content(path) or _refuse_empty(path))
         path.name.encode()
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise AnnotationFileError(path, "is no regular file: write it to disk first.")
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
-                raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.")
+                _refuse_empty(path)
             data = np.empty(size, np.uint8).data  # numpy asks for huge pages, which fill faster
             filled = 0
             while filled < size and (count := file.readinto(data[filled:])):
@@ -177,12 +190,16 @@ def read_bytes(path: Path) -> memoryview:
     except UnicodeEncodeError:
         raise AnnotationFileError(path, "has a name that is no UTF-8 text: rename it.") from None
     except (OSError, ValueError) as fault:
-        raise AnnotationFileError(path, f"cannot be read ({getattr(fault, 'strerror', None) or fault}).") from None
+        raise AnnotationFileError(path, f"cannot be read ({reason_of(fault)}).") from None
     return data[:filled]
 
 
+def _refuse_empty(path: Location) -> NoReturn:
+    raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.")
+
+
 def _read_split(
-    name: str, path: Path, images: Path, reading: Reading, log: FindingLog
+    name: str, path: Location, images: Location, reading: Reading, log: FindingLog
 ) -> tuple[Split, tuple[Category, ...]]:
     data = read_bytes(path)
     with ThreadPoolExecutor(1) as pool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,14 @@ from tokenlabels.sources.coco_json import BoxEntry, Document, EntryId, ImageEntr
 from tokenlabels.sources.masks import pack_masks
 from tokenlabels.sources.paths import is_inside
 
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
+
 _MAX_TABLE = 1 << 24
 """Range of ids up to which a table beats a search."""
 
 
-def to_records(document: Document, path: Path, reading: Reading, log: FindingLog) -> Records:
+def to_records(document: Document, path: Location, reading: Reading, log: FindingLog) -> Records:
     """Columns of the usable images and annotations of one file, annotations sorted by image.
 
     Args:
@@ -68,7 +70,7 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
     return _with_masks(records, notes, order, rows, reading) if reading.masks else records
 
 
-def _check_images(document: Document, path: Path, log: FindingLog) -> tuple[list[ImageEntry], set[EntryId]]:
+def _check_images(document: Document, path: Location, log: FindingLog) -> tuple[list[ImageEntry], set[EntryId]]:
     """The usable images, and the ids of those that are left out."""
     kept: list[ImageEntry] = []
     left_out = set(document.lost_images)
