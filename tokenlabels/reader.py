@@ -18,7 +18,7 @@ from tokenlabels.grid import PatchGrid
 from tokenlabels.output import MANIFEST, is_shard_path, load_manifest
 from tokenlabels.rules import PaddingPolicy, Policy, RuleName
 from tokenlabels.shards import SCHEMA_VERSION, ShardEntry, ShardHeader
-from tokenlabels.storage import located, parquet_file, threads_for
+from tokenlabels.storage import located, on_disk, parquet_file, threads_for
 from tokenlabels.store_faults import explained, reason_of
 from tokenlabels.threads import in_threads
 
@@ -117,6 +117,15 @@ class Build:
 
     def __repr__(self) -> str:
         return f"Build({str(self.path)!r}, grids={list(self.grids)}, splits={list(self.splits)})"
+
+    @property
+    def folder(self) -> Path:
+        """Its folder on disk.
+
+        Raises:
+            ParameterError: it is in a store.
+        """
+        return on_disk(self.path, "this is done with builds")
 
     @property
     def grid(self) -> PatchGrid:

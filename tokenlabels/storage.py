@@ -66,8 +66,8 @@ def located(place: str | Location) -> Location:
     return found
 
 
-def on_disk(text: str | Path, what: str) -> Path:
-    """A path that must be on disk; `what` is written or read there, for a sentence.
+def on_disk(text: str | Location, what: str) -> Path:
+    """A path that must be on disk; `what` says what is done there, for a sentence.
 
     Raises:
         ParameterError: it is an address.
