@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenlabels.errors import ParameterError, TokenLabelsError
-from tokenlabels.store_faults import as_os_error
+from tokenlabels.store_faults import NO_BUCKET, as_os_error
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -50,7 +50,10 @@ def located(place: str | Location) -> Location:
     from upath import UPath
 
     address, options = (place, {}) if isinstance(place, str) else (str(place), dict(place.storage_options))
-    address = protocol + "://" + re.sub("/+", "/", address.partition("://")[2]).rstrip("/")
+    where = re.sub("/+", "/", address.partition("://")[2]).rstrip("/")
+    if protocol in _EXTRAS and (not where or where.startswith("/")):
+        raise ParameterError(f"{place}: names no bucket: write {protocol}://BUCKET/FOLDER.")
+    address = f"{protocol}://{where}"
     options["use_listings_cache"] = False  # other processes write here, too
     try:
         found: UPath = UPath(address, **options)
@@ -59,9 +62,7 @@ def located(place: str | Location) -> Location:
         package = f"'tokenlabels[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else str(fault).partition(":")[0]
         how = f"pip install {package}" if protocol in _EXTRAS else package
         raise TokenLabelsError(f"{place}: a package for {protocol}:// is not installed: {how}.") from None
-    except ValueError as fault:
-        if "bucket" in str(fault):
-            raise ParameterError(f"{place}: names no bucket: write {protocol}://BUCKET/FOLDER.") from None
+    except ValueError:
         raise ParameterError(f"{place}: {protocol}:// is no store that is known: use s3://, gs:// or a path.") from None
     return found
 
@@ -91,19 +92,59 @@ def same_place(one: Location, other: Location) -> bool:
     return type(one.fs) is type(other.fs) and one.path.rstrip("/") == other.path.rstrip("/")
 
 
+@contextlib.contextmanager
+def _asked(place: Location) -> Iterator[None]:
+    """Ask a store what it holds.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        TokenLabelsError: it cannot be asked, or has no such bucket.
+    """
+    try:
+        with as_os_error():
+            yield
+    except (FileNotFoundError, NotADirectoryError) as fault:
+        if fault.strerror == NO_BUCKET:
+            raise TokenLabelsError(f"{place}: {NO_BUCKET}.") from None
+        raise FileNotFoundError(*fault.args) from None
+    except OSError as fault:
+        raise TokenLabelsError(f"{place}: cannot be read ({fault.strerror}).") from fault
+
+
 def is_folder(place: Location) -> bool:
     """Whether there is a folder; of a store's not more than one name is listed.
 
     Raises:
-        OSError: the store cannot be asked.
+        TokenLabelsError: the store cannot be asked.
     """
-    if isinstance(place, Path):
-        return place.is_dir()
+    return place.is_dir() if isinstance(place, Path) else _kind(place) == "directory"
+
+
+def is_file(place: Location) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        TokenLabelsError: the store cannot be asked.
+    """
+    return place.is_file() if isinstance(place, Path) else _kind(place) == "file"
+
+
+def exists(place: Location) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        TokenLabelsError: the store cannot be asked.
+    """
+    return place.exists() if isinstance(place, Path) else _kind(place) is not None
+
+
+def _kind(place: UPath) -> str | None:
+    """What is there: `file`, `directory`, or None for nothing."""
     try:
-        with as_os_error():
-            return bool(place.fs.info(place.path)["type"] == "directory")
+        with _asked(place):
+            return str(place.fs.info(place.path)["type"])
     except FileNotFoundError:
-        return False
+        return None
 
 
 def names_in(folder: Location) -> list[str]:
@@ -111,11 +152,12 @@ def names_in(folder: Location) -> list[str]:
 
     Raises:
         OSError: it is not there, or cannot be read.
+        TokenLabelsError: the store cannot be asked.
     """
     if isinstance(folder, Path):
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
-    with as_os_error():
+    with _asked(folder):
         listed = folder.fs.ls(folder.path, detail=False)
     own = folder.path.strip("/")
     return [path.rstrip("/").rpartition("/")[2] for path in listed if path.strip("/") != own]
@@ -125,23 +167,24 @@ def globbed(folder: Location, pattern: str) -> list[Location]:
     """Paths below a folder by a pattern, sorted; nothing where there is no such folder.
 
     Raises:
-        OSError: the store cannot be asked.
+        TokenLabelsError: the store cannot be asked.
     """
     if isinstance(folder, Path):
         return [*sorted(folder.glob(pattern))]
-    with as_os_error():
+    with contextlib.suppress(FileNotFoundError), _asked(folder):
         return [*sorted(folder.glob(pattern), key=str)]
+    return []
 
 
 def files_below(folder: Location) -> list[str]:
     """Every file below a folder of a store, relative with `/`, sorted.
 
     Raises:
-        OSError: the store cannot be asked.
+        TokenLabelsError: the store cannot be asked.
     """
     assert not isinstance(folder, Path)
     root = folder.path.rstrip("/") + "/"
-    with as_os_error():
+    with _asked(folder):
         return sorted(path.removeprefix(root) for path in folder.fs.find(folder.path) if path != root)
 
 
@@ -289,6 +332,19 @@ def _pipe(path: UPath, data: bytes, *, create: bool) -> None:
         except (OSError, NotImplementedError, TypeError, ValueError):
             pass  # a store that knows no such condition
     path.fs.pipe_file(path.path, data)
+
+
+def remove(path: Location) -> None:
+    """Remove a file; nothing where there is none.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError), as_os_error():
+        path.fs.rm_file(path.path)
 
 
 def remove_below(folder: Location) -> None:

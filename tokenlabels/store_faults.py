@@ -24,6 +24,7 @@ _NO_CREDENTIALS = (
     "no valid credentials for this store were found: set its environment variables, such as AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY or GOOGLE_APPLICATION_CREDENTIALS"
 )
+NO_BUCKET = "the bucket does not exist: make it first, or mend its name"
 _DENIED = "access is denied: these credentials do not allow it"
 _UNREACHABLE = "the store cannot be reached: check the network and the endpoint, such as AWS_ENDPOINT_URL"
 _SILENT = "the store does not answer in time"
@@ -50,7 +51,7 @@ _CODES = {
     "SignatureDoesNotMatch": _NO_CREDENTIALS,
     "ExpiredToken": _NO_CREDENTIALS,
     "InvalidToken": _NO_CREDENTIALS,
-    "NoSuchBucket": "the bucket does not exist: make it first, or mend its name",
+    "NoSuchBucket": NO_BUCKET,
     401: _NO_CREDENTIALS,
     403: _DENIED,
 }

@@ -25,7 +25,7 @@ from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco_columns import to_records
 from tokenlabels.sources.coco_json import read_document
 from tokenlabels.sources.names import split_name
-from tokenlabels.storage import content, globbed, is_folder, located, size_of
+from tokenlabels.storage import content, globbed, is_file, is_folder, located, size_of
 from tokenlabels.store_faults import reason_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class CocoSource:
 
     def input_bytes(self, *, masks: bool) -> int:  # noqa: ARG002  the file is read whole either way
         """See `Source`."""
-        return sum(size_of(path) for _, path, _ in self.files if path.is_file())
+        return sum(size_of(path) for _, path, _ in self.files if is_file(path))
 
     def places(self) -> Sequence[Location]:
         """See `Source`."""
