@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenlabels.errors import ParameterError, TokenLabelsError
-from tokenlabels.store_faults import NO_BUCKET, as_os_error
+from tokenlabels.store_faults import NO_BUCKET, as_os_error, is_unsupported
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -50,10 +49,10 @@ def located(place: str | Location) -> Location:
     from upath import UPath
 
     address, options = (place, {}) if isinstance(place, str) else (str(place), dict(place.storage_options))
-    where = re.sub("/+", "/", address.partition("://")[2]).rstrip("/")
-    if protocol in _EXTRAS and (not where or where.startswith("/")):
+    names = address.partition("://")[2].split("/")
+    if protocol in _EXTRAS and not names[0]:
         raise ParameterError(f"{place}: names no bucket: write {protocol}://BUCKET/FOLDER.")
-    address = f"{protocol}://{where}"
+    address = f"{protocol}://" + "/".join(name for name in names if name not in ("", "."))
     options["use_listings_cache"] = False  # other processes write here, too
     try:
         found: UPath = UPath(address, **options)
@@ -277,10 +276,20 @@ def parquet_file(path: Location) -> pq.ParquetFile:
 
     if isinstance(path, Path):
         return pq.ParquetFile(path)
+    return pq.ParquetFile(arrow_file(path), pre_buffer=True)
+
+
+def arrow_file(path: Location) -> Any:
+    """What pyarrow reads a file from: its path, or an open file of a store.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(path, Path):
+        return path
     from pyarrow import PythonFile
 
-    with as_os_error():
-        return pq.ParquetFile(PythonFile(opened(of_this_process(path)), mode="r"), pre_buffer=True)
+    return PythonFile(opened(of_this_process(path)), mode="r")
 
 
 def of_this_process(path: Location) -> Location:
@@ -327,10 +336,9 @@ def _pipe(path: UPath, data: bytes, *, create: bool) -> None:
         try:
             path.fs.pipe_file(path.path, data, mode="create")
             return
-        except (FileExistsError, PermissionError):
-            raise
-        except (OSError, NotImplementedError, TypeError, ValueError):
-            pass  # a store that knows no such condition
+        except Exception as fault:
+            if not is_unsupported(fault):
+                raise
     path.fs.pipe_file(path.path, data)
 
 

@@ -85,6 +85,12 @@ def _code(fault: BaseException) -> object:
     return getattr(fault, "code", None)
 
 
+def is_unsupported(fault: BaseException) -> bool:
+    """Whether a store refused a request that it does not know."""
+    codes = {_code(cause) for cause in (fault, fault.__cause__, fault.__context__) if cause is not None}
+    return isinstance(fault, (NotImplementedError, TypeError, ValueError)) or bool(codes & {"NotImplemented", 501})
+
+
 def is_store_fault(fault: BaseException) -> bool:
     """Whether a library of a store raised it; its plain `OSError`s cannot be told from others."""
     return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(fault).__mro__)
