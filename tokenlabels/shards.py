@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -350,13 +350,14 @@ class ShardWriter:
     """Writes one shard and gives it its final name when it is whole; use as a context manager.
 
     On disk it is written beside that name and renamed. For a store, which has no rename, it is written to a temporary
-    file of this machine and uploaded in one put. A shard left early (an exception, a failed write) leaves nothing
-    behind; a killed process leaves a temporary file, which `is_temporary` recognises where it is beside the shard.
+    file of this machine, one without a name, and uploaded in one put. A shard left early (an exception, a failed write)
+    leaves nothing behind; a killed process leaves, on disk, a temporary file that `is_temporary` recognises.
     """
 
     def __init__(self, path: Location, schema: pa.Schema) -> None:
         self._path = path
-        self._temporary = temporary_beside(path) if isinstance(path, Path) else _temporary_here(path)
+        self._unnamed = None if isinstance(path, Path) else _unnamed_file()
+        self._temporary = temporary_beside(path) if isinstance(path, Path) else _path_of(self._unnamed)
         self._rows = 0
         self.schema = schema
         self._writer: pq.ParquetWriter | None = None
@@ -368,13 +369,19 @@ class ShardWriter:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = pq.ParquetWriter(self._temporary, self.schema, **_PARQUET)
         except OSError as fault:
-            self._temporary.unlink(missing_ok=True)
+            self._remove_temporary()
             raise self._unwritten(fault) from fault
         return self
 
     def _unwritten(self, fault: BaseException) -> OutputError:
         """The error where the temporary file is at fault."""
-        return unwritable(self._path, fault) if isinstance(self._path, Path) else _no_room(self._temporary, fault)
+        return unwritable(self._path, fault) if isinstance(self._path, Path) else _no_room(fault)
+
+    def _remove_temporary(self) -> None:
+        if self._unnamed is None:
+            self._temporary.unlink(missing_ok=True)
+        else:
+            self._unnamed.close()
 
     def write(self, table: pa.Table) -> None:
         """Add one row group."""
@@ -398,7 +405,7 @@ class ShardWriter:
             if kind is None:
                 self.entry = self._commit()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._remove_temporary()
 
     def _commit(self) -> ShardEntry:
         try:
@@ -434,20 +441,24 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _temporary_here(path: Location) -> Path:
-    """A new empty file on this machine for a shard that goes to a store."""
+def _unnamed_file() -> IO[bytes]:
+    """A file on this machine that goes with its process, however that ends."""
     try:
-        number, name = tempfile.mkstemp(prefix="tokenlabels-", suffix=f"-{path.name}")
+        return tempfile.TemporaryFile()
     except OSError as fault:
-        raise _no_room(Path(tempfile.gettempdir()), fault) from fault
-    os.close(number)
-    return Path(name)
+        raise _no_room(fault) from fault
 
 
-def _no_room(temporary: Path, fault: BaseException) -> OutputError:
+def _path_of(file: IO[bytes] | None) -> Path:
+    """A path that opens such a file in this process."""
+    assert file is not None
+    return Path(f"/dev/fd/{file.fileno()}")
+
+
+def _no_room(fault: BaseException) -> OutputError:
     return OutputError(
-        f"{temporary}: the temporary file of an upload cannot be written ({reason_of(fault)}): free space there, or "
-        "set TMPDIR to another folder, and run again."
+        f"{tempfile.gettempdir()}: the temporary file of an upload cannot be written ({reason_of(fault)}): free space "
+        "there, or set TMPDIR to another folder, and run again."
     )
 
 
