@@ -20,6 +20,7 @@ from cli.console import (
     run_app,
     say,
 )
+from cli.converting import export, merge, split
 from cli.options import (
     GRID,
     RULE,
@@ -401,6 +402,9 @@ def show(
             print_line(str(path))
 
 
+app.command()(merge)
+app.command()(split)
+app.command()(export)
 app.command()(sample)
 
 
