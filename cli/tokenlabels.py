@@ -20,6 +20,7 @@ from cli.console import (
     run_app,
     say,
 )
+from cli.downloading import download
 from cli.options import (
     GRID,
     RULE,
@@ -402,6 +403,7 @@ def show(
 
 
 app.command()(sample)
+app.command()(download)
 
 
 Meaning: TypeAlias = tuple[list[int] | None, list[int] | None, bool, str | None, str | None]

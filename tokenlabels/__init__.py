@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenlabels.agreement import compare
     from tokenlabels.builder import build
+    from tokenlabels.downloading import download
     from tokenlabels.errors import TokenLabelsError
     from tokenlabels.grid import PatchGrid
     from tokenlabels.overlay import show
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "download",
     "open",
     "relabel",
     "show",
@@ -63,6 +65,7 @@ _HOMES = {
     "VocSource": ("sources.voc", "VocSource"),
     "build": ("builder", "build"),
     "compare": ("agreement", "compare"),
+    "download": ("downloading", "download"),
     "open": ("reader", "open_build"),
     "relabel": ("relabeler", "relabel"),
     "show": ("overlay", "show"),

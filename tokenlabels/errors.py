@@ -57,3 +57,7 @@ class NotABuildError(TokenLabelsError):
 
 class WorkerDiedError(TokenLabelsError):
     """A worker process ended without answering (killed, out of memory, crashed)."""
+
+
+class DownloadError(TokenLabelsError):
+    """A file cannot be fetched, is not what it should be, or cannot be unpacked."""
