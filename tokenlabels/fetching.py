@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -125,16 +126,15 @@ class Job:
     def _fetch(self, mirror: str | None, progress: Progress, pause: Callable[[float], None]) -> str:
         """Fetch the archive from the first address that has it; returns that address, as it may be shown."""
         addresses = self.addresses(mirror)
-        for place, address in enumerate(addresses):
+        for address, following in pairwise(addresses):
             try:
                 self._fetch_from(address, progress, pause)
             except DownloadError as fault:
-                if place + 1 == len(addresses):
-                    raise
-                progress.note(f"{str(fault).rstrip('.')}; {shown(addresses[place + 1])} is tried.")
+                progress.note(f"{str(fault).rstrip('.')}; {shown(following)} is tried.")
             else:
                 return shown(address)
-        raise DownloadError(f"{self.archive.file}: its data card names no address: name a --mirror.")
+        self._fetch_from(addresses[-1], progress, pause)
+        return shown(addresses[-1])
 
     def _fetch_from(self, address: str, progress: Progress, pause: Callable[[float], None]) -> None:
         import pooch  # type: ignore[import-untyped]
@@ -153,10 +153,11 @@ class Job:
             arrived.replace(self.path)
         except ValueError as fault:
             got = re.search(r"but got ([0-9a-f]+)", str(fault))
-            found = got[1] if got else "another"
+            if got is None:
+                raise
             algorithm, _, expected = archive.hash.partition(":")
             raise DownloadError(
-                f"{archive.file}: arrived damaged from {shown(address)} ({algorithm} {found}, should be {expected}) "
+                f"{archive.file}: arrived damaged from {shown(address)} ({algorithm} {got[1]}, should be {expected}) "
                 f"and was deleted: run again, or try another --mirror."
             ) from None
         except OSError as fault:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     Headers: TypeAlias = dict[str, str]
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
+"""Bytes read at once; what has arrived of them is lost with the connection."""
+
 _TIMEOUT = (20.0, 60.0)
 """Seconds to connect, and between two pieces."""
 
@@ -92,11 +94,8 @@ class ResumingDownloader:
             DownloadError: it cannot be had.
             OutputError: it cannot be written.
         """
-        import requests
-
         failures = 0
-        with requests.Session() as session:
-            session.headers.update({"User-Agent": "tokenlabels", "Accept-Encoding": "identity"})
+        with _session() as session:
             while True:
                 before = self.held()
                 try:
@@ -241,6 +240,19 @@ def _extent(response: requests.Response, url: str) -> tuple[int, int | None]:
         wait = headers.get("Retry-After", "")
         raise _Again(reason, float(wait) if wait.isdecimal() else None)
     raise DownloadError(f"{shown(url)}: {reason}: try later, or another --mirror.")
+
+
+def _session() -> requests.Session:
+    """A session that leaves redirects to `_request`; it would else read their bodies, whatever their size."""
+    import requests
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            """None, ever."""
+
+    session = Session()
+    session.headers.update({"User-Agent": "tokenlabels", "Accept-Encoding": "identity"})
+    return session
 
 
 def _request(session: requests.Session, url: str, headers: Headers) -> requests.Response:
