@@ -51,7 +51,7 @@ def write_tar(path: Path, members: dict[str, bytes], *infos: tarfile.TarInfo) ->
     return path
 
 
-WRITERS = {".zip": write_zip, ".tar": write_tar}
+WRITERS: dict[str, Callable[[Path, dict[str, bytes]], Path]] = {".zip": write_zip, ".tar": write_tar}
 
 
 def tar_info(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
