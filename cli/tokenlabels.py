@@ -20,6 +20,7 @@ from cli.console import (
     run_app,
     say,
 )
+from cli.converting import export, merge, split
 from cli.downloading import download
 from cli.options import (
     GRID,
@@ -402,6 +403,9 @@ def show(
             print_line(str(path))
 
 
+app.command()(merge)
+app.command()(split)
+app.command()(export)
 app.command()(sample)
 app.command()(download)
 
