@@ -31,6 +31,8 @@ from cli.options import (
     BuildArgument,
     CategoriesOption,
     CheckName,
+    EngineName,
+    EngineOption,
     GridOption,
     IgnoreOption,
     ImagesOption,
@@ -48,6 +50,7 @@ from cli.options import (
     RootOption,
     RuleChoice,
     SampleOption,
+    SchedulerOption,
     SourceArgument,
     SourceName,
     SplitOption,
@@ -184,6 +187,8 @@ def build(
         typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].", rich_help_panel=STORE),
     ] = None,
     workers: WorkersOption = None,
+    engine: EngineOption = EngineName.local,
+    scheduler: SchedulerOption = None,
     on_error: Annotated[
         OnErrorName, typer.Option(help="Stop at bad annotations, or leave them out.")
     ] = OnErrorName.raise_,
@@ -253,6 +258,8 @@ def build(
                 log,
                 progress,
                 workers=workers,
+                engine=engine.value,
+                scheduler=scheduler,
                 overwrite=overwrite,
                 rasterizer=rasterizer.value,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from tokenlabels.options import BuildOptions
 from tokenlabels.output import JournalEntry
 from tokenlabels.shards import SCHEMA_VERSION, Columns, ShardHeader, shard_name
 from tokenlabels.tasks import ShardTask
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _MAX_SHARDS = 99_999
 
@@ -51,6 +55,7 @@ def tasks_of(
     options: BuildOptions,
     finished: Mapping[str, JournalEntry],
     threads: int,
+    lease: Location | None = None,
 ) -> Iterator[ShardTask]:
     """The tasks whose shards are not all finished.
 
@@ -61,6 +66,7 @@ def tasks_of(
         options: what a build holds.
         finished: shards that are there, by file.
         threads: that each task may use.
+        lease: see `Executor`.
     """
     counts = shard_counts(dataset, options)
     for split, sizes, total in zip(dataset.splits, image_bytes, counts, strict=True):
@@ -85,6 +91,7 @@ def tasks_of(
                 source_name=split.file.file,
                 records=_needed(records, options),
                 threads=threads,
+                lease=lease,
             )
 
 

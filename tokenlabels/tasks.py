@@ -15,12 +15,23 @@ from tokenlabels.annotations import Records
 from tokenlabels.check import EXAMPLES_PER_CODE, Finding
 from tokenlabels.embedding import Embedding, Pictures
 from tokenlabels.errors import FindingsError
-from tokenlabels.output import JournalEntry, write_journal
-from tokenlabels.shards import Columns, ShardHeader, ShardWriter, build_table, row_group_spans, schema_of, shard_name
+from tokenlabels.output import JournalEntry, another_build, write_journal
+from tokenlabels.shards import (
+    Columns,
+    ShardHeader,
+    ShardWriter,
+    build_table,
+    row_group_spans,
+    schema_of,
+    shard_name,
+    unwritable,
+)
+from tokenlabels.spool import is_held
 from tokenlabels.totals import LabelSums
 
 if TYPE_CHECKING:
     from tokenlabels.map_scoring import MapError, MapScores  # loads the kernels
+    from tokenlabels.storage import Location
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +50,7 @@ class ShardTask:
         source_name: annotation file name, for findings.
         records: the n images of the shard.
         threads: that resize pictures.
+        lease: see `Executor`.
     """
 
     out: Path
@@ -52,13 +64,14 @@ class ShardTask:
     source_name: str
     records: Records
     threads: int = 1
+    lease: Location | None = None
 
 
 def write_shards(task: ShardTask) -> list[JournalEntry]:
     """Score, label and write the shards of one task; each is committed and journalled by itself.
 
     Raises:
-        OutputError: a shard cannot be written.
+        OutputError: a shard cannot be written, or nobody waits for it any more.
         FindingsError: a mask that is decoded here for the first time has a fault.
         TokenLabelsError: an image to embed cannot be read.
     """
@@ -92,14 +105,25 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
                 if writer:
                     embedded = pictures.of(grid)
                     writer.write(build_table(block, labels, writer.schema, embedded.images, embedded.masks))
+        _check_lease(task)
     entries = [
         JournalEntry(writer.entry, grid_sums, notes.examples, notes.counts)
         for writer, grid_sums in zip(writers, sums, strict=True)
         if writer and writer.entry
     ]
+    _check_lease(task)
     for entry in entries:
         write_journal(task.out, entry)
     return entries
+
+
+def _check_lease(task: ShardTask) -> None:
+    try:
+        held = task.lease is None or is_held(task.lease)
+    except OSError as fault:
+        raise unwritable(task.out, fault) from None
+    if not held:
+        raise another_build(task.out)
 
 
 class _Notes:

@@ -19,6 +19,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_of(workers: int) -> int:
+    """Threads that each of some workers of this machine may use."""
+    return max(1, min(MAX_THREADS, cores() // workers))
+
+
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
     """`function` of every item, in order; the first item that raises ends it, and no thread goes on behind its back."""
     if threads <= 1 or len(items) <= 1:
