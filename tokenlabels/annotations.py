@@ -24,7 +24,7 @@ MAX_IMAGE_PIXELS = 2**31 - 1
 MapEncoding: TypeAlias = Literal["class", "object", "rgb"]
 
 MASK_TEXT, MASK_RINGS, MASK_RLE = 0, 1, 2
-"""How a mask is stored in `Masks`: JSON text of plain polygons; rings of numbers; run lengths."""
+"""How a mask is stored in `Masks`: JSON text of plain polygons or compressed run lengths; rings of numbers; run lengths."""
 
 
 class Category(msgspec.Struct, frozen=True):
@@ -50,7 +50,8 @@ class Masks:
     Attributes:
         kinds: uint8 (m,), `MASK_TEXT`, `MASK_RINGS` or `MASK_RLE`: which pool.
         spans: int64 (m, 2), start and stop in that pool.
-        text: uint8, JSON text of plain polygons (`polygon_text.py` accepts them).
+        text: uint8, JSON text of plain polygons (`polygon_text.py` accepts them) and plain compressed run lengths
+            (`rle_text.py`).
         numbers: float64, for each ring its count of numbers, then x and y in turn.
         counts: int64, run lengths, column-major, background first; they sum to width * height.
     """
@@ -72,7 +73,7 @@ class Masks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawMasks:
-    """The m masks of a whole split, plain polygons as views into the bytes of the annotation file.
+    """The m masks of a whole split, plain ones as views into the bytes of the annotation file.
 
     Attributes:
         kinds: see `Masks`.

@@ -449,7 +449,7 @@ def test_forms_of_masks_reach_the_kernels_as_they_are_meant_to() -> None:
     ]
     masks = records_of(Picture(4, 4, tuple(things))).masks
     assert masks is not None
-    assert masks.kinds.tolist() == [MASK_TEXT, MASK_RINGS, MASK_RLE, MASK_RLE]
+    assert masks.kinds.tolist() == [MASK_TEXT, MASK_RINGS, MASK_RLE, MASK_TEXT]
 
 
 # --- cases worked by hand ---------------------------------------------------------------------------------------------
