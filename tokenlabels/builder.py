@@ -314,7 +314,7 @@ def _manifest(plan: Plan, log: FindingLog) -> dict[str, Any]:
     """What `manifest.json` says, but for shards; nothing in it depends on time, machine or how the build was run."""
     parameters = {name: value for name, value in plan.parameters.items() if name != "sources"}
     splits = {
-        split.name: {"images": len(split.records), "annotations": len(split.records.ids)}
+        split.name: {"images": len(split.records), "annotations": split.records.annotation_count}
         for split in plan.dataset.splits
     }
     return {

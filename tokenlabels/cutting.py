@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import VOID_VALUE, Dataset, Records, Split
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.embedding import Embedding
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
@@ -108,9 +109,13 @@ def columns_of(split: Split, options: BuildOptions) -> Columns:
     )
 
 
-def _needed(records: Records, options: BuildOptions) -> Records:
+def _needed(records: Records | DeferredRecords, options: BuildOptions) -> Records | DeferredRecords:
     """Records without masks that the rule does not look at."""
-    if options.rule.kind.reads_masks or (records.maps is not None and records.maps.category_count):
+    if (
+        isinstance(records, DeferredRecords)
+        or options.rule.kind.reads_masks
+        or (records.maps is not None and records.maps.category_count)
+    ):
         return records
     return replace(records, masks=None, maps=None)
 
