@@ -28,7 +28,7 @@ def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, o
     splits = {
         part.name: {
             "images": len(part.records),
-            "annotations": len(part.records.ids),
+            "annotations": part.records.annotation_count,
             "shards": -(-len(part.records) // options.shard_rows),
         }
         for part in plan.dataset.splits

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenlabels.agreement import compare
     from tokenlabels.builder import build
+    from tokenlabels.downloading import download
     from tokenlabels.errors import TokenLabelsError
     from tokenlabels.exporter import export
     from tokenlabels.grid import PatchGrid
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "download",
     "export",
     "merge",
     "open",
@@ -69,6 +71,7 @@ _HOMES = {
     "VocSource": ("sources.voc", "VocSource"),
     "build": ("builder", "build"),
     "compare": ("agreement", "compare"),
+    "download": ("downloading", "download"),
     "export": ("exporter", "export"),
     "merge": ("merger", "merge"),
     "open": ("reader", "open_build"),

@@ -33,12 +33,12 @@ def card_text(manifest: dict[str, Any], out: Path) -> str:
         manifest: the manifest, as JSON values.
         out: folder of the build, whose first shards tell the columns.
     """
-    known = _known(manifest)
+    known = known_origin(manifest)
     front = yaml.safe_dump(_front_matter(manifest, out, known), sort_keys=False, allow_unicode=True, width=1_000)
     return f"---\n{front}---\n\n{_body(manifest, known)}"
 
 
-def _known(manifest: dict[str, Any]) -> KnownDataset | None:
+def known_origin(manifest: dict[str, Any]) -> KnownDataset | None:
     """The official data set that a build was made of: same categories, and no other splits."""
     background = manifest["parameters"].get("background", [])
     table = [
