@@ -49,7 +49,12 @@ _FLAT = ("image_id", "file_name", "width", "height", "grid_rows", "grid_cols", "
 
 
 def tar_file(
-    header: ShardHeader, split: str, chosen: Sequence[Chosen], index: int, images: Location | None
+    header: ShardHeader,
+    split: str,
+    chosen: Sequence[Chosen],
+    index: int,
+    images: Location | None,
+    reader: GroupReader,
 ) -> PlannedFile:
     """One tar file.
 
@@ -59,16 +64,24 @@ def tar_file(
         chosen: its images, in order.
         index: its number in the split.
         images: folder of the pictures, None: those that are embedded, if any.
+        reader: reads the rows; tars that share a row group read it once.
     """
     rows = sum(len(each.rows) for each in chosen)
     return PlannedFile(
-        f"{split}-{index:06d}.tar", split, rows, functools.partial(_write, header, split, chosen, images)
+        f"{split}-{index:06d}.tar", split, rows, functools.partial(_write, reader, header, split, chosen, images)
     )
 
 
-def _write(header: ShardHeader, split: str, chosen: Sequence[Chosen], images: Location | None, file: BinaryIO) -> None:
+def _write(
+    reader: GroupReader,
+    header: ShardHeader,
+    split: str,
+    chosen: Sequence[Chosen],
+    images: Location | None,
+    file: BinaryIO,
+) -> None:
     names = [category.name for category in header.categories]
-    reader, keys, size = GroupReader(), set[str](), 0
+    keys, size = set[str](), 0
     for each in chosen:
         table = rows_of(reader.read(each.build, each.group), each.rows)
         for row, members_of in enumerate(_samples(table, header.grid, split, names)):
