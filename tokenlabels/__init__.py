@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from tokenlabels.builder import build
     from tokenlabels.downloading import download
     from tokenlabels.errors import TokenLabelsError
+    from tokenlabels.exporter import export
     from tokenlabels.grid import PatchGrid
+    from tokenlabels.merger import merge
     from tokenlabels.overlay import show
     from tokenlabels.reader import Build
     from tokenlabels.reader import open_build as open  # noqa: A004
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tokenlabels.sources.panoptic import PanopticSource
     from tokenlabels.sources.semantic import SemanticSource
     from tokenlabels.sources.voc import VocSource
+    from tokenlabels.splitter import split
     from tokenlabels.stats import statistics
     from tokenlabels.verifier import verify
 
@@ -46,9 +49,12 @@ __all__ = [
     "build",
     "compare",
     "download",
+    "export",
+    "merge",
     "open",
     "relabel",
     "show",
+    "split",
     "statistics",
     "verify",
     "write_report",
@@ -66,9 +72,12 @@ _HOMES = {
     "build": ("builder", "build"),
     "compare": ("agreement", "compare"),
     "download": ("downloading", "download"),
+    "export": ("exporter", "export"),
+    "merge": ("merger", "merge"),
     "open": ("reader", "open_build"),
     "relabel": ("relabeler", "relabel"),
     "show": ("overlay", "show"),
+    "split": ("splitter", "split"),
     "statistics": ("stats", "statistics"),
     "verify": ("verifier", "verify"),
     "write_report": ("report", "write_report"),

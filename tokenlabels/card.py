@@ -44,13 +44,15 @@ def known_origin(manifest: dict[str, Any]) -> KnownDataset | None:
     table = [
         (category["id"], category["name"]) for category in manifest["categories"] if category["id"] not in background
     ]
+    cut = manifest["parameters"].get("cut")
+    splits = [cut["split"]] if cut else manifest["splits"]
     for dataset in known_datasets():
         offset = dataset.masks.offset if dataset.masks else 0
         names = [category["name"] for category in dataset.categories]
         ids = [category["id"] for category in dataset.categories]
         numberings = [ids, [each - offset for each in ids], range(len(ids))]  # semantic builds number by mask value
         known = any(table == list(zip(numbering, names, strict=True)) for numbering in numberings)
-        if known and all(split in dataset.splits for split in manifest["splits"]):
+        if known and all(split in dataset.splits for split in splits):
             return dataset
     return None
 

@@ -55,6 +55,10 @@ class NotABuildError(TokenLabelsError):
     """A folder that is no finished build, or whose manifest or shards are damaged."""
 
 
+class SchedulerError(TokenLabelsError):
+    """A Dask scheduler that cannot be reached, or whose workers cannot run tasks."""
+
+
 class WorkerDiedError(TokenLabelsError):
     """A worker process ended without answering (killed, out of memory, crashed)."""
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenlabels import check
 from tokenlabels.annotations import MAX_PIXELS, Split
 from tokenlabels.check import FindingLog, Kind
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.sources.paths import is_inside
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
@@ -53,6 +54,11 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
         complete: the split holds every image of its annotation file, so that others on disk are extra.
         missing: report files that are missing.
     """
+    if isinstance(split.records, DeferredRecords):
+        from tokenlabels.tree_listing import report_tree
+
+        report_tree(split, split.records, log, complete=complete, missing=missing)
+        return
     try:
         with os.scandir(split.images) as entries:
             present = {entry.name for entry in entries}
