@@ -140,7 +140,7 @@ class ResumingDownloader:
                 forget(self._part)
                 raise _Again("the file has changed there")
             start, total = _extent(response, url)
-            now = _Version(url, _validator(response.headers), total)
+            now = _Version(shown(url), _validator(response.headers), total)
             if start and (version is None or start != held or now.validator != version.validator):
                 forget(self._part)
                 raise _Again("the file has changed there")
@@ -174,7 +174,7 @@ class ResumingDownloader:
             version = msgspec.json.decode(self._notes.read_bytes(), type=_Version)
         except (OSError, msgspec.MsgspecError):
             return None
-        usable = version.url == url and (version.validator is not None or self._checked)
+        usable = version.url == shown(url) and (version.validator is not None or self._checked)
         return version if usable and self.held() <= (version.total or self.held()) else None
 
     def _write(self, response: requests.Response, start: int) -> int:

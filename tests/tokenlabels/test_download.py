@@ -309,6 +309,18 @@ def test_the_next_address_is_tried_where_one_fails(site: Site, tmp_path: Path) -
     assert site.sent(PATH) == [(200, len(CONTENT))]
 
 
+def test_a_password_is_sent_and_told_nobody(site: Site, tmp_path: Path) -> None:
+    mirror = site.address.replace("http://", "http://me:secret@")
+    told = Stopping(1 << 20)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(site, tmp_path, mirror=mirror, progress=told)
+    assert "secret" not in (tmp_path / STATE / f"{FILE}.part.json").read_text()
+    found = fetch(site, tmp_path, mirror=mirror)
+    whole(tmp_path)
+    assert "secret" not in f"{found} {told.notes}"
+    assert all(one.headers["Authorization"].startswith("Basic ") for one in site.served)
+
+
 # --- transfers that fail ----------------------------------------------------------------------------------------------
 
 
