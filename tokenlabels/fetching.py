@@ -138,7 +138,7 @@ class Job:
         return shown(addresses[-1])
 
     def _fetch_from(self, address: str, progress: Progress, pause: Callable[[float], None]) -> None:
-        import pooch  # type: ignore[import-untyped]
+        import pooch
 
         pooch.get_logger().setLevel("WARNING")  # it would tell addresses with their passwords
         for left in self._state.glob("tmp*"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlcroissant  # type: ignore[import-untyped]
+import mlcroissant
 import numpy as np
 import pytest
 from helpers import fine, one_error_line
