@@ -372,6 +372,10 @@ class Split:
     mask_fill: int = 0
     complete: bool = True
 
+    def file_of(self, image: int) -> str:
+        """Name of the annotation file that the image with this index is in."""
+        return self.records.sources[image] if isinstance(self.records, DeferredRecords) else self.file.file
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:

@@ -11,7 +11,7 @@ from tokenlabels.annotations import Dataset, Records, Split
 from tokenlabels.check import FindingLog
 from tokenlabels.deferred import DeferredRecords
 from tokenlabels.executors import Run, SerialExecutor
-from tokenlabels.images import check_files, report_listing
+from tokenlabels.images import check_files, has_pictures, report_listing
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.rules import RuleSpec
 from tokenlabels.scoring import label_records
@@ -63,7 +63,7 @@ def check_source(
         if split.records.masks is not None:
             progress.stage(f"drawing masks of {split.name}", len(split.records))
             report_empty_masks(split, log, progress)
-        if split.images.is_dir():
+        if has_pictures(split):
             report_listing(split, log, complete=split.complete and limit is None, missing=False)
             progress.stage(f"checking images of {split.name}", len(split.records))
             check_files(split, log, ends=True, advance=progress.advance)

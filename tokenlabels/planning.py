@@ -17,7 +17,7 @@ from tokenlabels.check import FindingLog
 from tokenlabels.cutting import columns_of, header_of, shard_counts
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.executors import Run, SerialExecutor
-from tokenlabels.images import check_files, report_listing
+from tokenlabels.images import check_files, has_pictures, report_listing
 from tokenlabels.options import BuildOptions
 from tokenlabels.progress import Progress
 from tokenlabels.select import select
@@ -201,7 +201,7 @@ def _check_images(
 ) -> tuple[Split, NDArray[np.int64] | None]:
     if not options.embed_images:
         report_listing(split, log, complete=split.complete and options.limit is None)
-        if options.check == "full" and split.images.is_dir():
+        if options.check == "full" and has_pictures(split):
             progress.stage(f"checking images of {split.name}", len(split.records))
             split, _ = check_files(split, log, missing=False, ends=True, advance=progress.advance)
         return split, None if split.records.mask_files is None else _mask_bytes(split)
