@@ -11,16 +11,18 @@ from tokenlabels.annotations import Dataset, Records, Split
 from tokenlabels.check import FindingLog
 from tokenlabels.deferred import DeferredRecords
 from tokenlabels.executors import Run, SerialExecutor
-from tokenlabels.images import check_files, report_listing
+from tokenlabels.images import check_files, has_pictures, report_listing
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.rules import RuleSpec
 from tokenlabels.scoring import label_records
 from tokenlabels.sources.base import Reading, Source
+from tokenlabels.store_faults import explained
 
 _BLOCK = 1024
 _SPEC = RuleSpec.make("pixel-ratio")
 
 
+@explained()
 def check_source(
     source: Source,
     log: FindingLog,
@@ -63,7 +65,7 @@ def check_source(
         if split.records.masks is not None:
             progress.stage(f"drawing masks of {split.name}", len(split.records))
             report_empty_masks(split, log, progress)
-        if split.images.is_dir():
+        if has_pictures(split):
             report_listing(split, log, complete=split.complete and limit is None, missing=False)
             progress.stage(f"checking images of {split.name}", len(split.records))
             check_files(split, log, ends=True, advance=progress.advance)

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -40,24 +39,22 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], thread
 
 
 _TRIALS = 8
-_SLOW_SECONDS = 0.001
+_SLOW_SECONDS = 0.0005
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int = MAX_THREADS) -> Iterator[Result]:
     """`function` of every item, in order, a few ahead of who asks: for reading files where the disk is far away.
 
-    Threads only begin where the first items took long; a file that is at hand is read sooner than handed over.
+    Threads only begin once some items in a row took long; a file that is at hand is read sooner than handed over.
     """
-    queue, seconds, done = iter(items), 0.0, 0
-    for item in islice(queue, _TRIALS):
+    queue, times = iter(items), deque([0.0] * _TRIALS, _TRIALS)
+    for item in queue:
         begun = time.perf_counter()
         result = function(item)
-        seconds += time.perf_counter() - begun
-        done += 1
+        times.append(time.perf_counter() - begun)
         yield result
-    if seconds < done * _SLOW_SECONDS or threads <= 1:
-        yield from map(function, queue)
-        return
+        if min(times) > _SLOW_SECONDS and threads > 1:
+            break
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
