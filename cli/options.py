@@ -70,6 +70,13 @@ class CheckName(StrEnum):
     full = "full"
 
 
+class EngineName(StrEnum):
+    """Where the work is done."""
+
+    local = "local"
+    dask = "dask"
+
+
 class RasterizerName(StrEnum):
     """Who turns polygons into pixels."""
 
@@ -78,7 +85,7 @@ class RasterizerName(StrEnum):
 
 
 READ, GRID, RULE = "What is read", "Grid", "Rule and foreground"
-VALUES, STORE = "Values of semantic masks", "What is written"
+VALUES, STORE, WHERE = "Values of semantic masks", "What is written", "Where the work is done"
 
 SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
 BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a build.")]
@@ -138,4 +145,18 @@ LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Only the first N images of each split.", rich_help_panel=READ)
 ]
 GridOption = Annotated[str | None, typer.Option(help="Grid name [default: the first].")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].", rich_help_panel=WHERE)
+]
+EngineOption = Annotated[
+    EngineName, typer.Option(help="local: processes of this machine; dask: a Dask cluster.", rich_help_panel=WHERE)
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Dask scheduler, tcp://HOST:8786; its workers must see --out and the images [default: start a cluster of "
+        "--workers processes here].",
+        rich_help_panel=WHERE,
+    ),
+]

@@ -20,6 +20,8 @@ from cli.console import (
     run_app,
     say,
 )
+from cli.converting import export, merge, split
+from cli.downloading import download
 from cli.options import (
     GRID,
     RULE,
@@ -29,6 +31,8 @@ from cli.options import (
     BuildArgument,
     CategoriesOption,
     CheckName,
+    EngineName,
+    EngineOption,
     GridOption,
     IgnoreOption,
     ImagesOption,
@@ -46,6 +50,7 @@ from cli.options import (
     RootOption,
     RuleChoice,
     SampleOption,
+    SchedulerOption,
     SourceArgument,
     SourceName,
     SplitOption,
@@ -182,6 +187,8 @@ def build(
         typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].", rich_help_panel=STORE),
     ] = None,
     workers: WorkersOption = None,
+    engine: EngineOption = EngineName.local,
+    scheduler: SchedulerOption = None,
     on_error: Annotated[
         OnErrorName, typer.Option(help="Stop at bad annotations, or leave them out.")
     ] = OnErrorName.raise_,
@@ -251,6 +258,8 @@ def build(
                 log,
                 progress,
                 workers=workers,
+                engine=engine.value,
+                scheduler=scheduler,
                 overwrite=overwrite,
                 rasterizer=rasterizer.value,
             )
@@ -401,7 +410,11 @@ def show(
             print_line(str(path))
 
 
+app.command()(merge)
+app.command()(split)
+app.command()(export)
 app.command()(sample)
+app.command()(download)
 
 
 Meaning: TypeAlias = tuple[list[int] | None, list[int] | None, bool, str | None, str | None]

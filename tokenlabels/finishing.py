@@ -1,4 +1,4 @@
-"""The end of every build, whatever its shards were made from: totals, card and manifest."""
+"""The end of every build, whatever its shards were made from: totals, card, Croissant metadata and manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from tokenlabels.card import card_text
-from tokenlabels.output import CARD, JournalEntry, finish
+from tokenlabels.croissant import croissant_json
+from tokenlabels.output import CARD, CROISSANT, JournalEntry, finish
 from tokenlabels.totals import totals
 
 
@@ -26,4 +27,4 @@ def finish_build(folder: Path, manifest: dict[str, Any], entries: Sequence[Journ
     """
     whole = manifest | {"shards": [msgspec.to_builtins(entry.shard) for entry in entries]}
     whole["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, whole)
-    finish(folder, whole, {CARD: card_text(whole, folder).encode()})
+    finish(folder, whole, {CARD: card_text(whole, folder).encode(), CROISSANT: croissant_json(whole, folder)})

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenlabels import check
 from tokenlabels.annotations import MAX_PIXELS, Split
 from tokenlabels.check import FindingLog, Kind
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.sources.paths import is_inside
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
@@ -53,6 +54,11 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
         complete: the split holds every image of its annotation file, so that others on disk are extra.
         missing: report files that are missing.
     """
+    if isinstance(split.records, DeferredRecords):
+        from tokenlabels.tree_listing import report_tree
+
+        report_tree(split, split.records, log, complete=complete, missing=missing)
+        return
     try:
         with os.scandir(split.images) as entries:
             present = {entry.name for entry in entries}
@@ -76,6 +82,15 @@ def stored_size(path: Path) -> tuple[int, int] | None:
         warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
         found = _read_header(path.parent, path.name)
     return None if found.fault else found.size
+
+
+def has_pictures(split: Split) -> bool:
+    """Whether there is a folder to look for pictures in; beside JSON files of one image each, any picture at all."""
+    if not isinstance(split.records, DeferredRecords):
+        return split.images.is_dir()
+    from tokenlabels.tree_listing import pictures_below
+
+    return any(True for _ in pictures_below(split.images))
 
 
 def check_files(
@@ -122,14 +137,14 @@ def check_files(
         if fault is None and orientations and header.orientation != 1:
             why = f"has EXIF orientation {header.orientation}, which labels do not follow and `datasets` does"
             message = f"image {image_id} ({name[:200]}) {why}: --embed-size stores it as labelled."
-            log.add(check.FILE_TURNED, split.file.file, message, image_id=image_id)
+            log.add(check.FILE_TURNED, split.file_of(index), message, image_id=image_id)
         if fault is None or (fault[0] is check.FILE_MISSING and not missing):
             continue
         if not name or fault[0] is check.IMAGE_PATH:  # the source has reported it
             usable[index] = log.severity(fault[0]) != "error"
             continue
         message = f"image {image_id} ({name[:200]}) {fault[1]}."
-        if log.add(fault[0], split.file.file, message, image_id=image_id) == "error":
+        if log.add(fault[0], split.file_of(index), message, image_id=image_id) == "error":
             usable[index] = False
     sizes = np.array([header.bytes for header in headers], np.int64)
     return replace(split, records=records.keep_images(usable)), sizes[usable]

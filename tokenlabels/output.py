@@ -3,6 +3,7 @@
 OUT/.build/parameters.json      parameters and source hashes, written before the first shard
 OUT/.build/journal/GRID/NAME    one file for each finished shard, written by the task that made it
 OUT/.build/discarded.json       the manifest of a build that `--overwrite` is deleting
+OUT/.build/spool/               what workers of a cluster are to read, see `spool.py`
 OUT/.build/lock                 held (flock) by the one process that builds; workers hold no lock
 OUT/manifest.json               written last; then `.build/` goes
 """
@@ -25,6 +26,7 @@ from tokenlabels.check import Finding
 from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError
 from tokenlabels.shards import ShardEntry, is_temporary, sha256_of, unwritable, write_atomically
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.spool import remove_spools
 from tokenlabels.totals import LabelSums
 
 MANIFEST = "manifest.json"
@@ -91,7 +93,7 @@ def build_lock(out: Path) -> Iterator[None]:
         _remove_empty(made)
         raise unwritable(out, fault) from None
     with file:
-        busy = OutputError(f"{out}: another build is writing here: wait for it, or name another --out.")
+        busy = another_build(out)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -106,6 +108,16 @@ def build_lock(out: Path) -> Iterator[None]:
             if not (out / _STATE / "parameters.json").exists() and not (out / _STATE / "discarded.json").exists():
                 lock.unlink(missing_ok=True)
                 _remove_empty(made)
+
+
+def another_build(out: Path) -> OutputError:
+    """The error that says that somebody else has the folder."""
+    return OutputError(f"{out}: another build is writing here: wait for it, or name another --out.")
+
+
+def spools_of(out: Path) -> Path:
+    """Where spools of this build may be, see `spool.py`."""
+    return out / _STATE / "spool"
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -153,6 +165,7 @@ def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[st
         BuildMismatchError: the folder holds a build, finished or not, with other parameters.
         NotABuildError: the manifest there is damaged.
     """
+    remove_spools(spools_of(out))
     if (out / _STATE / "discarded.json").exists():
         discard(out)
     finished = (out / MANIFEST).is_file()

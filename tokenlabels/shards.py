@@ -25,6 +25,7 @@ from tokenlabels.rules import PaddingPolicy, Policy, RuleName, RuleSpec
 
 if TYPE_CHECKING:
     from tokenlabels.scoring import CellLabels  # loads the kernels
+    from tokenlabels.storage import Location
 
 SCHEMA_VERSION = 1
 
@@ -441,7 +442,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise unwritable(path, fault) from fault
 
 
-def unwritable(path: Path, fault: BaseException) -> OutputError:
+def unwritable(path: Location, fault: BaseException) -> OutputError:
     """The error that says that a file cannot be written, and why."""
     reason = getattr(fault, "strerror", None) or str(fault).splitlines()[0]
     return OutputError(f"{path}: cannot be written ({reason}): free space, or name another place, and run again.")
