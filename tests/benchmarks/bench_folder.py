@@ -90,7 +90,7 @@ def drawn_images(folder: Path) -> list[list[str]]:
     random = np.random.default_rng(0)
     images = []
     for _ in range(DRAWN):
-        entries = []
+        entries: list[dict[str, Any]] = []
         while len(entries) < MASKS:
             outline = outlines[random.integers(len(outlines))]
             low, high = outline.min(axis=0), outline.max(axis=0)
