@@ -81,9 +81,10 @@ def _print_done(found: Download) -> None:
             print_line(f"{archive.file}: unpacked already.")
             continue
         size = _size(archive.bytes or 0)
+        files = "1 file" if archive.files == 1 else f"{archive.files:,} files"
         origin = f"{size}, was there" if archive.there else f"{size} from {archive.url}"
         checked = "as its data card says" if archive.checked else "not compared: its data card has none"
-        print_line(f"{archive.file}: {origin}; {archive.hash} ({checked}); {archive.files:,} files unpacked.")
+        print_line(f"{archive.file}: {origin}; {archive.hash} ({checked}); unpacked, {files}.")
     for command in found.commands:
         print_line(f"next: {shlex.join(command)}")
 

@@ -39,7 +39,9 @@ _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 _FLAT = ("image_id", "file_name", "width", "height", "fg_count", "ignore_count")
 
 
-def coco_file(build: Build, header: ShardHeader, split: str, chosen: Sequence[Chosen]) -> PlannedFile:
+def coco_file(
+    build: Build, header: ShardHeader, split: str, chosen: Sequence[Chosen], reader: GroupReader
+) -> PlannedFile:
     """The file of one split.
 
     Args:
@@ -47,11 +49,12 @@ def coco_file(build: Build, header: ShardHeader, split: str, chosen: Sequence[Ch
         header: of its shards.
         split: name of the split.
         chosen: its images, in order.
+        reader: reads them.
     """
     stated = msgspec.structs.replace(header, split=split)
     shape = build.grids[header.grid].constant_shape
     rows = sum(len(each.rows) for each in chosen)
-    write = functools.partial(_write, stated, shape, chosen)
+    write = functools.partial(_write, reader, stated, shape, chosen)
     return PlannedFile(f"instances_{split}.json", split, rows, write)
 
 
@@ -63,8 +66,13 @@ class _Ids:
     annotations: bool
 
 
-def _write(header: ShardHeader, shape: tuple[int, int] | None, chosen: Sequence[Chosen], file: BinaryIO) -> None:
-    reader = GroupReader()
+def _write(
+    reader: GroupReader,
+    header: ShardHeader,
+    shape: tuple[int, int] | None,
+    chosen: Sequence[Chosen],
+    file: BinaryIO,
+) -> None:
     kept = _kept_ids(reader, chosen)
     info = {"description": f"{header.split}, with patch labels by tokenlabels"}
     stated = {name: value for name, value in msgspec.to_builtins(header).items() if name != "categories"}

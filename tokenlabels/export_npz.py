@@ -51,7 +51,13 @@ _BEGINNING = (1980, 1, 1, 0, 0, 0)
 
 
 def npz_file(
-    build: Build, header: ShardHeader, split: str, chosen: Sequence[Chosen], index: int, total: int | None
+    build: Build,
+    header: ShardHeader,
+    split: str,
+    chosen: Sequence[Chosen],
+    index: int,
+    total: int | None,
+    reader: GroupReader,
 ) -> PlannedFile:
     """One file.
 
@@ -62,12 +68,13 @@ def npz_file(
         chosen: its images, in order.
         index: its number in the split.
         total: files of the split; None: it is the only one.
+        reader: reads them.
     """
     name = f"{split}.npz" if total is None else f"{split}-{index:05d}-of-{total:05d}.npz"
     rows = sum(len(each.rows) for each in chosen)
     shape = build.grids[header.grid].constant_shape
     stated = msgspec.structs.replace(header, split=split)
-    return PlannedFile(name, split, rows, functools.partial(_write, stated, shape, chosen))
+    return PlannedFile(name, split, rows, functools.partial(_write, reader, stated, shape, chosen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +87,14 @@ class _Sizes:
     objects: dict[str, int]
 
 
-def _write(header: ShardHeader, shape: tuple[int, int] | None, chosen: Sequence[Chosen], file: BinaryIO) -> None:
+def _write(
+    reader: GroupReader,
+    header: ShardHeader,
+    shape: tuple[int, int] | None,
+    chosen: Sequence[Chosen],
+    file: BinaryIO,
+) -> None:
     columns = chosen[0].group.columns
-    reader = GroupReader()
     structs = [name for name in _STRUCTS if name in columns]
     sizes = _measure(reader, chosen, structs)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -165,6 +177,9 @@ def _measure(reader: GroupReader, chosen: Sequence[Chosen], structs: Sequence[st
 
 
 def _read(reader: GroupReader, chosen: Sequence[Chosen], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of the rows; of a single row group, which many files may share, everything is read at once and kept."""
+    if len(chosen) == 1:
+        columns = [name for name in chosen[0].group.columns if name not in ("image", "mask")]
     for each in chosen:
         yield rows_of(reader.read(each.build, each.group, columns), each.rows)
 

@@ -18,7 +18,7 @@ from tokenlabels.errors import ParameterError
 from tokenlabels.export_folder import ExportedFile, PlannedFile, write_export
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, read_header
-from tokenlabels.recutting import Chosen, cut, shard_rows_of
+from tokenlabels.recutting import Chosen, GroupReader, cut, shard_rows_of
 from tokenlabels.shards import ShardHeader
 from tokenlabels.stats_shards import row_groups
 from tokenlabels.storage import located
@@ -145,22 +145,23 @@ def _plan(
     shard_rows: int | None,
     images: Location | None,
 ) -> list[PlannedFile]:
+    reader = GroupReader()
     if wanted == "coco":
         from tokenlabels.export_coco import coco_file
 
-        return [coco_file(build, header, split, rows) for split, rows in chosen.items()]
+        return [coco_file(build, header, split, rows, reader) for split, rows in chosen.items()]
     if wanted == "npz":
         from tokenlabels.export_npz import npz_file
 
         return [
-            npz_file(build, header, split, part, index, None if shard_rows is None else total)
+            npz_file(build, header, split, part, index, None if shard_rows is None else total, reader)
             for split, rows in chosen.items()
             for index, total, part in _parts(rows, shard_rows or max(1, sum(len(each.rows) for each in rows)))
         ]
     from tokenlabels.export_webdataset import tar_file
 
     return [
-        tar_file(header, split, part, index, images)
+        tar_file(header, split, part, index, images, reader)
         for split, rows in chosen.items()
         for index, _, part in _parts(rows, shard_rows or shard_rows_of(build))
     ]

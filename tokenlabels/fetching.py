@@ -13,7 +13,7 @@ from tokenlabels.errors import DownloadError
 from tokenlabels.known import Archive
 from tokenlabels.progress import Progress
 from tokenlabels.shards import unwritable
-from tokenlabels.transfer import ResumingDownloader, shown
+from tokenlabels.transfer import ResumingDownloader, forget, shown
 from tokenlabels.unpacked import Unpacked, settle
 
 STATE = ".tokenlabels-download"
@@ -100,6 +100,7 @@ class Job:
             self._check_present(progress)
         else:
             url = self._fetch(mirror, progress, pause)
+        forget(self._part())
         found = self.archive.hash or f"sha256:{_hash_of(self.path, 'sha256', progress)}"
         size = self.path.stat().st_size
         files = settle(self.path, self._unpacked, self._inner, self._state / "unpack", progress)
@@ -137,7 +138,7 @@ class Job:
         return shown(addresses[-1])
 
     def _fetch_from(self, address: str, progress: Progress, pause: Callable[[float], None]) -> None:
-        import pooch  # type: ignore[import-untyped]
+        import pooch
 
         pooch.get_logger().setLevel("WARNING")  # it would tell addresses with their passwords
         for left in self._state.glob("tmp*"):
@@ -155,6 +156,7 @@ class Job:
             got = re.search(r"but got ([0-9a-f]+)", str(fault))
             if got is None:
                 raise
+            forget(self._part())
             algorithm, _, expected = archive.hash.partition(":")
             raise DownloadError(
                 f"{archive.file}: arrived damaged from {shown(address)} ({algorithm} {got[1]}, should be {expected}) "

@@ -196,8 +196,8 @@ def _image_ids(build: Build, split: str) -> list[pa.Array]:
 
 def _plan(merging: _Merging, manifest: Mapping[str, Any]) -> list[PlannedShard]:
     planned: list[PlannedShard] = []
+    reader = GroupReader()
     for name in merging.builds[0].grids:
-        reader = GroupReader()
         for split in merging.splits:
             chosen = [
                 Chosen(build, group, np.arange(group.rows, dtype=np.int64), index)

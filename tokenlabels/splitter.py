@@ -168,8 +168,8 @@ def _plan(
     build: Build, split: str, part: NDArray[np.uint8], names: Sequence[str], shard_rows: int
 ) -> list[PlannedShard]:
     planned: list[PlannedShard] = []
+    reader = GroupReader()
     for grid in build.grids:
-        reader = GroupReader()
         groups = row_groups(build, grid, split)
         ends = np.cumsum([0, *(group.rows for group in groups)])
         for number, name in enumerate(names):

@@ -19,7 +19,7 @@ from tokenlabels.reader import Build
 from tokenlabels.torch_columns import CELL_COLUMNS, Column, RaggedCells, Rows, column_for
 from tokenlabels.torch_groups import Layout, RowGroup, damaged, read_group, read_layout
 from tokenlabels.torch_order import Stretch, Window, of_rank, of_worker, sequence, shuffled, windows
-from tokenlabels.torch_position import Pass, Position, Progress
+from tokenlabels.torch_position import MAX_EPOCH, MAX_WORKERS, Pass, Position, Progress
 
 _BLOCK = 256
 """Rows that are gathered at a time where rows are given out one by one."""
@@ -114,10 +114,10 @@ class BuildDataset(IterableDataset[Any]):
         A place that was loaded holds as long as the epoch stays the same.
 
         Raises:
-            ParameterError: it is negative.
+            ParameterError: it is negative, or absurdly large.
         """
-        if epoch < 0:
-            raise ParameterError(f"epoch {epoch}: at least 0.")
+        if not 0 <= epoch <= MAX_EPOCH:
+            raise ParameterError(f"epoch {epoch}: 0 to {MAX_EPOCH}.")
         self._pass = self._pass if epoch == self.epoch else None
         self._position.set_epoch(epoch)
 
@@ -165,10 +165,23 @@ class BuildDataset(IterableDataset[Any]):
         other = [f"{name} {given[name]!r}, not {own[name]!r}" for name in own if given[name] != own[name]]
         if other:
             raise ParameterError(f"the state is of a data set with {'; '.join(other)}: make this one alike.")
-        if not _possible(progress):
+        if not self._is_possible(progress):
             raise ParameterError("the state is damaged: it names a place that no pass comes to.")
         self._position.restore(progress)
         self._pass = None
+
+    def _is_possible(self, progress: Progress) -> bool:
+        """Whether a pass comes to such a place."""
+        if not (0 <= progress.epoch <= MAX_EPOCH and 0 <= progress.workers <= MAX_WORKERS):
+            return False
+        parts = range(max(progress.workers, 1))
+        if progress.turn not in parts or (progress.worker or 0) not in parts:
+            return False
+        whose = parts if progress.worker is None else [progress.worker]
+        limits = [self._items(self._of_worker(part, progress.workers)) for part in whose]
+        return len(limits) == len(progress.done) and all(
+            0 <= done <= limit for done, limit in zip(progress.done, limits, strict=True)
+        )
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
@@ -285,14 +298,3 @@ def _digest(build: Build, grid: str, split: str | None) -> str:
     files = set(build.files(grid, split))
     listed = [msgspec.to_builtins(shard) for shard in build.shards if build.path / shard.file in files]
     return hashlib.sha256(msgspec.json.encode(listed)).hexdigest()
-
-
-def _possible(progress: Progress) -> bool:
-    return (
-        progress.epoch >= 0
-        and progress.workers >= 0
-        and min(progress.done, default=-1) >= 0
-        and len(progress.done) == (1 if progress.worker is not None else max(progress.workers, 1))
-        and 0 <= progress.turn < max(progress.workers, 1)
-        and 0 <= (progress.worker or 0) < max(progress.workers, 1)
-    )

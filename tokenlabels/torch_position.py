@@ -17,6 +17,8 @@ from tokenlabels.errors import ParameterError
 MAX_WORKERS = 512
 """DataLoader workers that there is room for."""
 
+MAX_EPOCH = 2**63 - 1
+
 
 @dataclass(slots=True)
 class Pass:

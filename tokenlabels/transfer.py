@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -81,14 +82,15 @@ class ResumingDownloader:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._part = part
-        self._notes = part.with_name(f"{part.name}.json")
+        self._name = part.name.removesuffix(".part")
+        self._notes = _notes_of(part)
         self._size = size
         self._checked = checked
         self._progress = progress or Silent()
         self._pause = pause
 
     def __call__(self, url: str, output_file: str, pooch: object, check_only: bool = False) -> None:  # noqa: ARG002
-        """Fetch `url` into `output_file`.
+        """Fetch `url` into `output_file`; what has arrived is kept, too, until `forget` is called.
 
         Raises:
             DownloadError: it cannot be had.
@@ -109,11 +111,16 @@ class ResumingDownloader:
                     seconds = min(fault.pause or 2.0 ** (failures - 1), _LONGEST_PAUSE)
                     self._progress.note(f"{shown(url)}: {fault}; tried again in {seconds:g} s.")
                     self._pause(seconds)
+        if self._checked:
+            self._progress.stage(f"checking {self._name}")
         try:
-            self._part.replace(output_file)
+            Path(output_file).unlink(missing_ok=True)
+            try:
+                Path(output_file).hardlink_to(self._part)  # until it is checked, it is not to be lost by Ctrl-C
+            except OSError:  # a disk without such links
+                shutil.copyfile(self._part, output_file)
         except OSError as fault:
             raise unwritable(self._part, fault) from None
-        self._notes.unlink(missing_ok=True)
 
     def held(self) -> int:
         """Bytes that have arrived."""
@@ -130,15 +137,15 @@ class ResumingDownloader:
                     whole = int(response.headers["Content-Range"].rpartition("/")[2])
                     if whole == held:
                         return
-                self._forget()
+                forget(self._part)
                 raise _Again("the file has changed there")
             start, total = _extent(response, url)
-            now = _Version(url, _validator(response.headers), total)
+            now = _Version(shown(url), _validator(response.headers), total)
             if start and (version is None or start != held or now.validator != version.validator):
-                self._forget()
+                forget(self._part)
                 raise _Again("the file has changed there")
             if self._size is not None and total not in (None, self._size):
-                self._forget()
+                forget(self._part)
                 raise DownloadError(
                     f"{shown(url)}: has {total:,} bytes, should have {self._size:,}: it is another file; try another "
                     "--mirror."
@@ -146,11 +153,20 @@ class ResumingDownloader:
             if held and not start:
                 self._progress.note(f"{shown(url)}: the server sends it from the beginning again.")
             write_atomically(self._notes, msgspec.json.encode(now))
-            self._progress.stage(f"downloading {self._part.name.removesuffix('.part')}", total or self._size)
+            self._check_room((total or 0) - start)
+            self._progress.stage(f"downloading {self._name}", total or self._size)
             self._progress.advance(start)
             held = self._write(response, start)
         if total is not None and held != total:
             raise _Again("the connection ended early")
+
+    def _check_room(self, wanted: int) -> None:
+        free = shutil.disk_usage(self._part.parent).free
+        if wanted > free:
+            raise DownloadError(
+                f"{self._part.parent.parent}: has {free / 1e9:.1f} GB free, {wanted / 1e9:.1f} GB of {self._name} "
+                "are to come: free space, or name another --root."
+            )
 
     def _version(self, url: str) -> _Version | None:
         """Of which file `.part` is the beginning; None where it is of no use."""
@@ -158,12 +174,8 @@ class ResumingDownloader:
             version = msgspec.json.decode(self._notes.read_bytes(), type=_Version)
         except (OSError, msgspec.MsgspecError):
             return None
-        usable = version.url == url and (version.validator is not None or self._checked)
+        usable = version.url == shown(url) and (version.validator is not None or self._checked)
         return version if usable and self.held() <= (version.total or self.held()) else None
-
-    def _forget(self) -> None:
-        self._part.unlink(missing_ok=True)
-        self._notes.unlink(missing_ok=True)
 
     def _write(self, response: requests.Response, start: int) -> int:
         """Append the body; returns the bytes held. What has arrived is kept, whatever happens."""
@@ -186,6 +198,16 @@ class ResumingDownloader:
         except OSError as fault:
             raise unwritable(self._part, fault) from None
         return held
+
+
+def forget(part: Path) -> None:
+    """Throw away what has arrived of a file."""
+    part.unlink(missing_ok=True)
+    _notes_of(part).unlink(missing_ok=True)
+
+
+def _notes_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
 
 
 def check_address(url: str) -> None:

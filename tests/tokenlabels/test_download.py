@@ -124,8 +124,12 @@ def test_a_whole_transfer(site: Site, tmp_path: Path) -> None:
     (archive,) = found.archives
     assert (archive.bytes, archive.checked, archive.there, archive.files) == (len(CONTENT), True, False, 2)
     assert found.commands == (("tokenlabels", "build", "coco", "--root", str(tmp_path), "--split", "val"),)
-    assert told.stages == [(f"downloading {FILE}", len(CONTENT)), (f"unpacking {FILE}", len(TEXT) + 7)]
-    assert told.steps == [len(CONTENT), len(TEXT) + 7]
+    assert told.stages == [
+        (f"downloading {FILE}", len(CONTENT)),
+        (f"checking {FILE}", None),
+        (f"unpacking {FILE}", len(TEXT) + 7),
+    ]
+    assert told.steps == [len(CONTENT), 0, len(TEXT) + 7]
     assert any("plain http" in note for note in told.notes)
     again = fetch(site, tmp_path)
     assert (again.archives[0].there, again.archives[0].files) == (True, 0)
@@ -169,6 +173,18 @@ def test_ctrl_c_keeps_what_has_arrived(site: Site, tmp_path: Path) -> None:
     fetch(site, tmp_path)
     whole(tmp_path)
     assert site.sent(PATH)[-1] == (206, len(CONTENT) - before)
+
+
+def test_ctrl_c_while_it_is_checked_loses_nothing(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pooch.core.hash_matches", lambda *_parts, **_options: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            fetch(site, tmp_path)
+    nothing(tmp_path)
+    assert held(tmp_path) == len(CONTENT)
+    fetch(site, tmp_path)
+    whole(tmp_path)
+    assert len(site.served) == 1
 
 
 @pytest.mark.parametrize(
@@ -291,6 +307,18 @@ def test_the_next_address_is_tried_where_one_fails(site: Site, tmp_path: Path) -
     whole(tmp_path)
     assert any("answers 404" in note and "is tried" in note for note in told.notes)
     assert site.sent(PATH) == [(200, len(CONTENT))]
+
+
+def test_a_password_is_sent_and_told_nobody(site: Site, tmp_path: Path) -> None:
+    mirror = site.address.replace("http://", "http://me:secret@")
+    told = Stopping(1 << 20)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(site, tmp_path, mirror=mirror, progress=told)
+    assert "secret" not in (tmp_path / STATE / f"{FILE}.part.json").read_text()
+    found = fetch(site, tmp_path, mirror=mirror)
+    whole(tmp_path)
+    assert "secret" not in f"{found} {told.notes}"
+    assert all(one.headers["Authorization"].startswith("Basic ") for one in site.served)
 
 
 # --- transfers that fail ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typer.testing import Result
 import tokenlabels
 from tokenlabels.errors import NotABuildError, OutputError, ParameterError, TokenLabelsError
 from tokenlabels.export_arrays import as_written
-from tokenlabels.export_webdataset import _key
+from tokenlabels.export_webdataset import _key, tar_header
 from tokenlabels.reader import Build
 from tokenlabels.sample_semantic import write_semantic_sample
 
@@ -422,3 +422,14 @@ def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     for name in ("../secret.png", str(tmp_path / "secret.png"), ""):
         with pytest.raises(TokenLabelsError, match="is no file name"):
             _picture(tmp_path / "in", name)
+
+
+@pytest.mark.parametrize("name", ["a.json", pytest.param("x" * 100, id="longest")])
+@pytest.mark.parametrize("size", [0, 7, 511, 512, 8**11 - 1])
+def test_tar_headers_are_those_of_the_standard_library(name: str, size: int) -> None:
+    described = tarfile.TarInfo.frombuf(tar_header(name, size), "ascii", "strict")
+    expected = tarfile.TarInfo(name)
+    expected.size = size
+    assert described.get_info() | {"chksum": 0} == expected.get_info()  # reading has compared the checksum
+    with pytest.raises(OutputError, match="does not fit a tar file"):
+        tar_header(name + "y" * 100, 8**11)

@@ -23,6 +23,7 @@ from tokenlabels.annotations import NO_CATEGORY, Category
 from tokenlabels.category_union import check_values, renumbered, unite
 from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError, ParameterError
 from tokenlabels.reader import Build, read_header
+from tokenlabels.sample_semantic import write_semantic_sample
 
 Invoke: TypeAlias = Callable[..., Result]
 
@@ -257,6 +258,39 @@ def test_values_of_masks_cannot_be_renumbered() -> None:
     tables = [table((1, "cat"), (2, "dog")), table((1, "dog"))]
     with pytest.raises(ParameterError, match=r"^b: the value 1 of its masks is 'dog', which would be 2 .*--categories"):
         check_values(tables, unite(tables)[0], ["a", "b"])
+
+
+def test_masks_and_majorities_are_merged_where_their_values_agree(tmp_path: Path) -> None:
+    """A longer list of names is merged with a shorter one, but not with one that gives a value another name."""
+    root = tmp_path / "data"
+    write_semantic_sample(root, images=6)
+    names = [line.partition(":")[0] for line in (root / "labelmap.txt").read_text().splitlines() if line[0] != "#"]
+    (root / "labelmap.txt").unlink()
+    swapped = [*names[:2], names[3], names[2], *names[4:]]
+    for kind, listed in (("all", names), ("swapped", swapped), ("more", [*names, "unicorn"])):
+        (tmp_path / f"{kind}.txt").write_text("".join(f"{name}\n" for name in listed))
+
+    def semantic(kind: str, *splits: str) -> Build:
+        return tokenlabels.build(
+            "semantic",
+            root=root,
+            split=splits,
+            categories=tmp_path / f"{kind}.txt",
+            image_size=64,
+            embed_masks=True,
+            out=tmp_path / "-".join((kind, *splits)),
+        )
+
+    whole, train = semantic("all", "train", "val"), semantic("all", "train")
+    assert len(whole.categories) == len(names)
+    merged = tokenlabels.merge([train, semantic("all", "val")], tmp_path / "merged")
+    assert shards(merged.path) == shards(whole.path)
+    longer = tokenlabels.merge([train, semantic("more", "val")], tmp_path / "longer")
+    assert [category.name for category in longer.categories] == [*names, "unicorn"]
+    columns = ["categories", "mask", "labels"]
+    assert longer.table(columns=columns) == whole.table(columns=columns)
+    with pytest.raises(ParameterError, match="masks cannot be renumbered"):
+        tokenlabels.merge([train, semantic("swapped", "val")], tmp_path / "none")
 
 
 # --- what cannot be merged --------------------------------------------------------------------------------------------

@@ -321,7 +321,7 @@ def test_duckdb_pandas_and_polars_read_the_shards(several: Build) -> None:
         assert found.fetchall() == [(TRAIN, sum(counts), sum(counts), 4)]
     assert pl.read_parquet(pattern)["fg_count"].to_list() == counts
     assert pl.read_parquet(pattern).schema["labels"] == pl.List(pl.UInt8)
-    frame = pd.concat([pd.read_parquet(path) for path in several.files("384x192-p16", "train")])
+    frame = pd.concat([pd.read_parquet(str(path)) for path in several.files("384x192-p16", "train")])
     assert frame["fg_count"].tolist() == counts
     assert np.array_equal(np.stack(list(frame["labels"])), several.labels("384x192-p16", "train").reshape(TRAIN, -1))
 
@@ -333,7 +333,7 @@ def front_matter(out: Path) -> tuple[dict[str, Any], str]:
 
 
 def test_the_card_says_where_the_shards_are(several: Build) -> None:
-    front, body = front_matter(several.path)
+    front, body = front_matter(several.folder)
     assert [config["config_name"] for config in front["configs"]] == list(several.grids)
     assert [config.get("default", False) for config in front["configs"]] == [True, False]
     for config in front["configs"]:
@@ -354,7 +354,7 @@ def test_a_card_of_names_that_yaml_could_misread(document: dict[str, Any], tmp_p
     path = tmp_path / "instances_mine.json"
     path.write_text(json.dumps(document))
     built = tokenlabels.build("coco", annotations=path, out=tmp_path / "out")
-    front, _ = front_matter(built.path)
+    front, _ = front_matter(built.folder)
     objects = next(f for f in front["dataset_info"][0]["features"] if f["name"] == "objects")
     category = next(f for f in objects["struct"] if f["name"] == "category")
     assert list(category["sequence"]["class_label"]["names"].values()) == names
