@@ -27,7 +27,7 @@ from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco_columns import to_records
 from tokenlabels.sources.coco_json import read_document
 from tokenlabels.sources.names import split_name
-from tokenlabels.storage import content, globbed, is_folder, located, size_of
+from tokenlabels.storage import content, globbed, is_file, is_folder, located, size_of
 from tokenlabels.store_faults import reason_of
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class CocoSource:
         """See `Source`."""
         from tokenlabels.sources.coco_folder import folder_bytes
 
-        files = sum(size_of(path) for _, path, _ in self.files if path.is_file())
+        files = sum(size_of(path) for _, path, _ in self.files if is_file(path))
         return files + sum(folder_bytes(path) for _, path, _ in self.files if is_folder(path))
 
     def places(self) -> Sequence[Location]:
