@@ -24,7 +24,7 @@ from tokenlabels.annotations import MAX_PIXELS, Split
 from tokenlabels.check import FindingLog, Kind
 from tokenlabels.deferred import DeferredRecords
 from tokenlabels.sources.paths import is_inside
-from tokenlabels.storage import content, names_in, threads_for
+from tokenlabels.storage import content, is_folder, names_in, threads_for
 from tokenlabels.store_faults import reason_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def stored_size(path: Location) -> tuple[int, int] | None:
 def has_pictures(split: Split) -> bool:
     """Whether there is a folder to look for pictures in; beside JSON files of one image each, any picture at all."""
     if not isinstance(split.records, DeferredRecords):
-        return split.images.is_dir()
+        return is_folder(split.images)
     from tokenlabels.tree_listing import pictures_below
 
     return any(True for _ in pictures_below(split.images))
