@@ -12,12 +12,13 @@ import tokenlabels
 
 
 def read_as_rank(rank: int, store: str, folder: str, out: Path) -> None:
-    """What one of two processes sees through a worker that was spawned: an epoch, and a part of it again."""
+    """What one of two processes sees through a worker, spawned or forked: an epoch, and a part of it again."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         dataset = tokenlabels.open(folder).torch_dataset(shuffle=True, batch_size=4)
+        start = ("spawn", "fork")[rank]
         loader = DataLoader(
-            dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
+            dataset, batch_size=None, num_workers=1, multiprocessing_context=start, persistent_workers=True
         )
         seen = [batch["image_id"] for batch in loader]
         count = torch.tensor(sum(map(len, seen)))

@@ -241,7 +241,7 @@ class Build:
         ranks and workers, and mixes the rows of each window completely. Without it each rank and worker has its stretch
         in order, so that one process without workers has the order of the build.
 
-        Memory holds one window, and one row group more, in each process.
+        Memory holds one window and up to three row groups more in each process; those are decoded ahead by threads.
 
         Args:
             grid: grid name, by default the first.

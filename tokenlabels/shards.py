@@ -356,7 +356,7 @@ class ShardWriter:
 
     def __init__(self, path: Location, schema: pa.Schema) -> None:
         self._path = path
-        self._temporary = temporary_beside(path) if isinstance(path, Path) else _temporary_here(path)
+        self._temporary = temporary_beside(path) if isinstance(path, Path) else temporary_here(path)
         self._rows = 0
         self.schema = schema
         self._writer: pq.ParquetWriter | None = None
@@ -374,7 +374,7 @@ class ShardWriter:
 
     def _unwritten(self, fault: BaseException) -> OutputError:
         """The error where the temporary file is at fault."""
-        return unwritable(self._path, fault) if isinstance(self._path, Path) else _no_room(self._temporary, fault)
+        return unwritable(self._path, fault) if isinstance(self._path, Path) else no_room(self._temporary, fault)
 
     def write(self, table: pa.Table) -> None:
         """Add one row group."""
@@ -434,17 +434,18 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _temporary_here(path: Location) -> Path:
+def temporary_here(path: Location) -> Path:
     """A new empty file on this machine for a shard that goes to a store."""
     try:
         number, name = tempfile.mkstemp(prefix="tokenlabels-", suffix=f"-{path.name}")
     except OSError as fault:
-        raise _no_room(Path(tempfile.gettempdir()), fault) from fault
+        raise no_room(Path(tempfile.gettempdir()), fault) from fault
     os.close(number)
     return Path(name)
 
 
-def _no_room(temporary: Path, fault: BaseException) -> OutputError:
+def no_room(temporary: Path, fault: BaseException) -> OutputError:
+    """The error that says that the temporary file of an upload cannot be written, and why."""
     return OutputError(
         f"{temporary}: the temporary file of an upload cannot be written ({reason_of(fault)}): free space there, or "
         "set TMPDIR to another folder, and run again."

@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tokenlabels.errors import ParameterError
 from tokenlabels.reader import Build
-from tokenlabels.torch_columns import CELL_COLUMNS, Column, RaggedCells, Rows, column_for
-from tokenlabels.torch_groups import Layout, RowGroup, damaged, read_group, read_layout
-from tokenlabels.torch_order import Stretch, Window, of_rank, of_worker, sequence, shuffled, windows
+from tokenlabels.torch_columns import CELL_COLUMNS, Column, RaggedCells, Rows
+from tokenlabels.torch_groups import Layout, read_layout
+from tokenlabels.torch_order import Stretch, of_rank, of_worker, sequence, shuffled, windows
 from tokenlabels.torch_position import MAX_EPOCH, MAX_WORKERS, Pass, Position, Progress
+from tokenlabels.torch_windows import WindowReader
 
 _BLOCK = 256
 """Rows that are gathered at a time where rows are given out one by one."""
@@ -198,54 +198,21 @@ class BuildDataset(IterableDataset[Any]):
         pieces = sequence(
             [group.rows for group in layout.groups], (self._seed, running.epoch) if self._shuffle else None
         )
-        reader = _WindowReader(layout, decode=self._decode, threads=threads)
         row_bytes = [group.row_bytes for group in layout.groups]
         first = stretch.start + running.done * batch
-        for window in windows(pieces, stretch, row_bytes, batch, self._window if self._shuffle else 1):
-            rows = window.rows
-            skipped = min(max(first - window.start, 0), rows)
-            if skipped == rows:
-                continue
-            order = shuffled(rows, self._seed, running.epoch, 2, window.start) if self._shuffle else np.arange(rows)
-            columns = reader.read(window)
-            given = _batches(columns, order[skipped:], batch) if self._batch_size else _rows(columns, order[skipped:])
-            for item in given:
-                running.done += 1
-                yield item if self._transform is None else self._transform(item)
-            del columns, given
-
-
-class _WindowReader:
-    """Reads windows; of one, only the row group that the next begins with is kept."""
-
-    def __init__(self, layout: Layout, *, decode: bool, threads: bool) -> None:
-        self._layout, self._decode, self._threads = layout, decode, threads
-        self._last: tuple[int, dict[str, pa.Array]] | None = None
-
-    def read(self, window: Window) -> dict[str, Column]:
-        """The columns of a window.
-
-        Raises:
-            NotABuildError: a shard is missing or damaged.
-        """
-        fields, header, rows = self._layout.fields, self._layout.header, window.rows
-        shards = [str(self._layout.groups[piece.group].path) for piece in window.pieces]
-        columns = {field.name: column_for(field, header, rows, shards, decode=self._decode) for field in fields}
-        for piece in window.pieces:
-            group = self._layout.groups[piece.group]
-            arrays = self._group(piece.group, group)
-            for name, column in columns.items():
-                try:
-                    column.add(arrays[name].slice(piece.first, piece.rows))
-                except ValueError as fault:
-                    raise damaged(group.path, f"{fault} in column {name!r}") from None
-        return columns
-
-    def _group(self, number: int, group: RowGroup) -> dict[str, pa.Array]:
-        if self._last is None or self._last[0] != number:
-            self._last = None
-            self._last = number, read_group(group, self._layout.fields, threads=self._threads)
-        return self._last[1]
+        most = self._window if self._shuffle else 1
+        left = [
+            window for window in windows(pieces, stretch, row_bytes, batch, most) if window.start + window.rows > first
+        ]
+        with WindowReader(layout, left, decode=self._decode, threads=threads) as reader:
+            for window in left:
+                rows, skipped = window.rows, max(first - window.start, 0)
+                order = shuffled(rows, self._seed, running.epoch, 2, window.start) if self._shuffle else np.arange(rows)
+                columns = reader.read(window)
+                for item in (_batches if self._batch_size else _rows)(columns, order[skipped:], batch):
+                    running.done += 1
+                    yield item if self._transform is None else self._transform(item)
+                del columns  # before the next are read
 
 
 def _batches(columns: Mapping[str, Column], order: Rows, size: int) -> Iterator[dict[str, Any]]:
@@ -258,7 +225,7 @@ def _batches(columns: Mapping[str, Column], order: Rows, size: int) -> Iterator[
         yield item
 
 
-def _rows(columns: Mapping[str, Column], order: Rows) -> Iterator[dict[str, Any]]:
+def _rows(columns: Mapping[str, Column], order: Rows, _size: int) -> Iterator[dict[str, Any]]:
     names = tuple(columns)
     for start in range(0, len(order), _BLOCK):
         rows = order[start : start + _BLOCK]

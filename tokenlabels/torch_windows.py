@@ -1,0 +1,79 @@
+"""Windows in memory: their row groups are decoded by threads, some ahead of the one that is needed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from types import TracebackType
+
+import pyarrow as pa
+
+from tokenlabels.threads import cores
+from tokenlabels.torch_columns import Column, column_for
+from tokenlabels.torch_groups import Layout, damaged, read_group
+from tokenlabels.torch_order import Window
+
+_AHEAD = 2
+"""Row groups that are decoded ahead by a process that reads alone; one by a DataLoader worker, which has company."""
+
+
+class WindowReader:
+    """Reads windows in order; beside the current one there are `_AHEAD` row groups in memory, and the last one read.
+
+    Args:
+        layout: the row groups.
+        windows: all that will be read.
+        decode: pictures and masks become tensors.
+        threads: this process reads alone.
+    """
+
+    def __init__(self, layout: Layout, windows: Sequence[Window], *, decode: bool, threads: bool) -> None:
+        self._layout, self._decode = layout, decode
+        self._threads = threads and cores() > 1
+        self._ahead = _AHEAD if self._threads else 1
+        groups = [piece.group for window in windows for piece in window.pieces]
+        self._coming = deque(number for number, _ in groupby(groups))
+        self._running: deque[Future[dict[str, pa.Array]]] = deque()
+        self._pool = ThreadPoolExecutor(self._ahead)
+        self._last: tuple[int, dict[str, pa.Array]] = (-1, {})
+
+    def __enter__(self) -> WindowReader:
+        self._fill()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def read(self, window: Window) -> dict[str, Column]:
+        """The columns of the next window.
+
+        Raises:
+            NotABuildError: a shard is missing or damaged.
+        """
+        fields, header, rows = self._layout.fields, self._layout.header, window.rows
+        shards = [str(self._layout.groups[piece.group].path) for piece in window.pieces]
+        columns = {field.name: column_for(field, header, rows, shards, decode=self._decode) for field in fields}
+        for piece in window.pieces:
+            arrays = self._group(piece.group)
+            for name, column in columns.items():
+                try:
+                    column.add(arrays[name].slice(piece.first, piece.rows))
+                except ValueError as fault:
+                    raise damaged(self._layout.groups[piece.group].path, f"{fault} in column {name!r}") from None
+        return columns
+
+    def _group(self, number: int) -> dict[str, pa.Array]:
+        if self._last[0] != number:
+            self._last = (-1, {})
+            self._last = number, self._running.popleft().result()
+            self._fill()
+        return self._last[1]
+
+    def _fill(self) -> None:
+        while self._coming and len(self._running) < self._ahead:
+            group = self._layout.groups[self._coming.popleft()]
+            self._running.append(self._pool.submit(read_group, group, self._layout.fields, threads=self._threads))
