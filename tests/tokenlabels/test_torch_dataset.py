@@ -277,11 +277,29 @@ def test_workers_read_each_its_part(many: Build, monkeypatch: pytest.MonkeyPatch
     assert len(read) <= 15 + 3
 
 
+@pytest.mark.parametrize(("cache", "again"), [(1 << 20, 0), (100, 11), (0, 15)])
+def test_row_groups_that_fit_are_kept(cache: int, again: int, many: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 14 row groups with 7 counts of 4 bytes three fit in 100 bytes, and the last, which has 2 counts."""
+    read: list[int] = []
+    whole = torch_windows.read_group
+
+    def counted(group: Any, *rest: Any, **options: Any) -> Any:
+        read.append(group.path)
+        return whole(group, *rest, **options)
+
+    monkeypatch.setattr(torch_windows, "read_group", counted)
+    dataset = many.torch_dataset(columns=["fg_count"], cache_bytes=cache)
+    first = list(dataset)
+    assert len(read) == 15
+    assert list(dataset) == first
+    assert len(read) == 15 + again
+
+
 def test_memory_holds_a_window(tmp_path: Path) -> None:
     """1,600 rows of 4 KiB of scores in shards of 25; windows of 50 rows are 32 times smaller than all."""
     built = many_rows(tmp_path, 1600, image_size=256, shard_rows=25)
     size = 1600 * 32 * 32 * 4
-    dataset = built.torch_dataset(columns=["scores"], batch_size=10, shuffle=True, window=50)
+    dataset = built.torch_dataset(columns=["scores"], batch_size=10, shuffle=True, window=50, cache_bytes=0)
     before = pa.total_allocated_bytes()
     tracemalloc.start()
     arrow = 0
@@ -357,6 +375,7 @@ def test_workers_name_it_too(many: Build, tmp_path: Path) -> None:
         ({"columns": []}, "no columns"),
         ({"batch_size": 0}, "batch_size 0: at least 1"),
         ({"seed": -1}, "seed -1: at least 0"),
+        ({"cache_bytes": -1}, "cache_bytes -1: at least 0"),
         ({"window": 0}, "window 0: at least 1"),
         ({"rank": 1}, "go together"),
         ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
