@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import BuildArgument, GridOption, JsonOption, OverwriteOption, SplitOption
+from cli.options import PLACE, BuildArgument, GridOption, JsonOption, Location, OverwriteOption, SplitOption, place
 from cli.reports import human_size, report_build
 
 if TYPE_CHECKING:
@@ -27,8 +26,10 @@ class FormatName(StrEnum):
 
 def merge(
     context: typer.Context,
-    builds: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of two or more builds.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new build.")],
+    builds: Annotated[
+        list[Location], typer.Argument(parser=place, metavar="OUT", help="Folders of two or more builds.")
+    ],
+    out: Annotated[Location, typer.Option(**PLACE, help="Folder of the new build.")],
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Images per shard [default: as in the first].")] = None,
     prefix_ids: Annotated[
         bool, typer.Option("--prefix-ids", help="Image ids become 1-ID, 2-ID, by the place of their build.")
@@ -58,7 +59,7 @@ def merge(
 def split(
     context: typer.Context,
     build_folder: BuildArgument,
-    out: Annotated[Path, typer.Option(help="Folder of the new build.")],
+    out: Annotated[Location, typer.Option(**PLACE, help="Folder of the new build.")],
     val: Annotated[float, typer.Option(help="Share of the images that go to val.")] = 0.1,
     test: Annotated[float | None, typer.Option(help="Share of the images that go to test [default: no test].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another cut.")] = 0,
@@ -91,7 +92,7 @@ def export(
     context: typer.Context,
     build_folder: BuildArgument,
     format_name: Annotated[FormatName, typer.Option("--format", help="Format of the files.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Location, typer.Option(**PLACE, help="Folder to write.")],
     grid: GridOption = None,
     split: SplitOption = None,
     shard_rows: Annotated[
@@ -99,7 +100,7 @@ def export(
         typer.Option(min=1, help="Images per file [default: webdataset as in the build, npz all]; not with coco."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="webdataset: image folder; not needed where images are embedded.")
+        Location | None, typer.Option(**PLACE, help="webdataset: image folder; not needed where images are embedded.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export with other parameters.")] = False,
     as_json: JsonOption = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.console import print_json, print_line, print_table, printable
@@ -14,16 +13,19 @@ if TYPE_CHECKING:
     from tokenlabels.planning import Plan
     from tokenlabels.reader import Build
     from tokenlabels.sources.base import Source
+    from tokenlabels.storage import Location
 
 _LISTED_PER_CODE = 100
 
 
-def image_folders(source: Source) -> dict[str, Path]:
+def image_folders(source: Source) -> dict[str, Location]:
     """Image folder of each split, where it exists."""
-    return {name: images for name, images in source.image_folders().items() if images.is_dir()}
+    from tokenlabels.storage import is_folder
+
+    return {name: images for name, images in source.image_folders().items() if is_folder(images)}
 
 
-def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, out: Path, *, as_json: bool) -> None:
+def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, out: Location, *, as_json: bool) -> None:
     grids = [grid.name for grid in options.grids]
     splits = {
         part.name: {
@@ -64,7 +66,7 @@ def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, o
 
 
 def report_build(
-    built: Build, seconds: float, stages: dict[str, float], images: dict[str, Path], *, as_json: bool
+    built: Build, seconds: float, stages: dict[str, float], images: dict[str, Location], *, as_json: bool
 ) -> None:
     manifest = built.manifest
     image_count = sum(counts["images"] for counts in manifest["splits"].values())
@@ -124,7 +126,7 @@ def report_build(
     _suggest(built, images)
 
 
-def _suggest(built: Build, images: dict[str, Path]) -> None:
+def _suggest(built: Build, images: dict[str, Location]) -> None:
     """The next command to try."""
     from tokenlabels.sources.paths import is_inside
 

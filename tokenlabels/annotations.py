@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels.deferred import DeferredRecords
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 MAX_COORDINATE = 10_000_000.0
 """Largest absolute box or polygon coordinate in pixels that is taken for real."""
@@ -193,7 +195,7 @@ class LabelMaps:
         category_count: size of the category table where shards say which category covers most of each patch, else 0.
     """
 
-    folder: Path
+    folder: Location
     files: Sequence[str]
     encodings: Sequence[MapEncoding]
     values: ClassValues | None = None
@@ -366,9 +368,9 @@ class Split:
 
     name: str
     records: Records | DeferredRecords
-    images: Path
+    images: Location
     file: SourceFile
-    masks: Path | None = None
+    masks: Location | None = None
     mask_fill: int = 0
     complete: bool = True
 

@@ -6,16 +6,18 @@ whose category table and split names it shares. Format: https://huggingface.co/d
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pyarrow.parquet as pq
 import yaml
 
 from tokenlabels.known import KnownDataset, known_datasets
 from tokenlabels.rules import RULES
 from tokenlabels.shards import ShardHeader, features_of
+from tokenlabels.storage import parquet_file
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _SIZES = (
     (1_000, "n<1K"),
@@ -26,7 +28,7 @@ _SIZES = (
 )
 
 
-def card_text(manifest: dict[str, Any], out: Path) -> str:
+def card_text(manifest: dict[str, Any], out: Location) -> str:
     """The card of a build.
 
     Args:
@@ -57,7 +59,7 @@ def known_origin(manifest: dict[str, Any]) -> KnownDataset | None:
     return None
 
 
-def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | None) -> dict[str, Any]:
+def _front_matter(manifest: dict[str, Any], out: Location, known: KnownDataset | None) -> dict[str, Any]:
     images = sum(split["images"] for split in manifest["splits"].values())
     grids = [grid["name"] for grid in manifest["parameters"]["grids"]]
     subject = known.pretty_name if known else f"a {manifest['parameters']['source']} data set"
@@ -81,9 +83,10 @@ def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | Non
     return front
 
 
-def _yaml_features(manifest: dict[str, Any], out: Path, grid: str) -> list[dict[str, Any]]:
+def _yaml_features(manifest: dict[str, Any], out: Location, grid: str) -> list[dict[str, Any]]:
     first = next(shard["file"] for shard in manifest["shards"] if shard["file"].startswith(f"{grid}/"))
-    schema = pq.read_schema(out / first)
+    with parquet_file(out / first) as file:
+        schema = file.schema_arrow
     header = msgspec.json.decode(schema.metadata[b"tokenlabels"], type=ShardHeader)
     features = features_of(list(schema), header.categories)
     return [{"name": name, **_yaml_feature(feature)} for name, feature in features.items()]

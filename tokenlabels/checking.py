@@ -16,11 +16,13 @@ from tokenlabels.progress import Progress, Silent
 from tokenlabels.rules import RuleSpec
 from tokenlabels.scoring import label_records
 from tokenlabels.sources.base import Reading, Source
+from tokenlabels.store_faults import explained
 
 _BLOCK = 1024
 _SPEC = RuleSpec.make("pixel-ratio")
 
 
+@explained()
 def check_source(
     source: Source,
     log: FindingLog,

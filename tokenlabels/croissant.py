@@ -10,7 +10,6 @@ The bytes depend on the manifest and the columns of the shards alone.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tokenlabels.known import KnownDataset
+    from tokenlabels.storage import Location
 
 Json: TypeAlias = dict[str, Any]
 
@@ -110,7 +110,7 @@ _MEANINGS = {
 }
 
 
-def croissant_json(manifest: Json, out: Path) -> bytes:
+def croissant_json(manifest: Json, out: Location) -> bytes:
     """The Croissant metadata of a build.
 
     Args:
@@ -218,7 +218,7 @@ def _categories(manifest: Json) -> list[Json]:
     return [record_set] if table else []
 
 
-def _records(manifest: Json, out: Path, grid: str) -> Json:
+def _records(manifest: Json, out: Location, grid: str) -> Json:
     first = next(shard["file"] for shard in manifest["shards"] if shard["file"].startswith(f"{grid}/"))
     with parquet_file(out / first) as file:
         schema = file.schema_arrow

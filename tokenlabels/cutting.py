@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +49,7 @@ def planned_files(dataset: Dataset, options: BuildOptions) -> list[str]:
 
 
 def tasks_of(
-    folder: Path,
+    folder: Location,
     dataset: Dataset,
     image_bytes: Sequence[NDArray[np.int64] | None],
     options: BuildOptions,

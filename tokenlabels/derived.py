@@ -26,6 +26,7 @@ from tokenlabels.output import (
 from tokenlabels.progress import Progress
 from tokenlabels.reader import Build, open_build
 from tokenlabels.shards import ShardEntry
+from tokenlabels.storage import same_place
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -96,11 +97,13 @@ def check_shard(build: Build, shard: ShardEntry) -> None:
     """Compare a shard that is about to be read with its hash.
 
     Raises:
-        NotABuildError: it is missing or damaged.
+        NotABuildError: it is missing or damaged, or cannot be read.
     """
     fault = shard_fault(build.path, shard)
     if fault:
-        raise NotABuildError(f"{build.path / shard.file}: {fault}: run its build command again to mend it.")
+        unread = fault.startswith("cannot be read")
+        remedy = "run again when it can" if unread else "run its build command again to mend it"
+        raise NotABuildError(f"{build.path / shard.file}: {fault}: {remedy}.")
 
 
 def check_elsewhere(folder: Location, builds: Iterable[Build]) -> None:
@@ -110,7 +113,7 @@ def check_elsewhere(folder: Location, builds: Iterable[Build]) -> None:
         ParameterError: `folder` is that of one of the builds.
     """
     for build in builds:
-        if folder.resolve() == build.path.resolve():
+        if same_place(folder, build.path):
             raise ParameterError(f"{folder} is the build itself: name another --out.")
 
 

@@ -10,14 +10,25 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import msgspec
 
-from tokenlabels.errors import OutputError
+from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.output import build_lock, clear_state
 from tokenlabels.progress import Progress
-from tokenlabels.shards import is_temporary, sha256_of, temporary_beside, unwritable, write_atomically
+from tokenlabels.shards import (
+    is_temporary,
+    no_room,
+    sha256_of,
+    temporary_beside,
+    temporary_here,
+    unwritable,
+    write_atomically,
+)
+from tokenlabels.storage import content, globbed, is_folder, names_in, size_of, upload
+from tokenlabels.store_faults import as_os_error, reason_of
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -76,10 +87,13 @@ def write_export(
         OutputError: the folder holds something else or another export, or cannot be written.
     """
     _check_ownership(folder)
-    finished = _load(folder / INDEX)
-    if finished is not None and finished.parameters == index["parameters"] and not _kept(folder, finished, planned)[1]:
-        progress.note(f"{folder} holds this export already, every file as it should be.")
-        return tuple(finished.files)
+    listed = _listed(folder)
+    if listed is not None and listed.parameters == index["parameters"] and (folder / INDEX).exists():
+        whole = _kept(folder, listed, planned)
+        if len(whole) == len(planned):
+            progress.note(f"{folder} holds this export already, every file as it should be.")
+            (folder / _STATE).unlink(missing_ok=True)
+            return tuple(whole.values())
     with build_lock(folder):
         kept = _resume(folder, index["parameters"], planned, overwrite=overwrite)
         files: list[ExportedFile] = []
@@ -101,62 +115,69 @@ def write_export(
 
 
 def _check_ownership(folder: Location) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file, not a folder: name another --out.")
+    """Refuse a folder that holds something other than an export."""
     try:
-        strangers = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        with as_os_error():
+            if folder.exists() and not is_folder(folder):
+                raise OutputError(f"{folder} is a file, not a folder: name another --out.")
+        strangers = sorted(names_in(folder))
+    except FileNotFoundError as fault:
+        if "bucket" in reason_of(fault):
+            raise unwritable(folder, fault) from None
+        return
     except OSError as fault:
         raise unwritable(folder, fault) from None
-    if strangers in ([], [_LOCK]) or any(_load(folder / name) is not None for name in (INDEX, _STATE)):
-        return
-    raise OutputError(f"{folder} is not empty and holds no export ({strangers[0]}): name a new folder with --out.")
+    if strangers not in ([], [_LOCK]) and _listed(folder) is None:
+        raise OutputError(f"{folder} is not empty and holds no export ({strangers[0]}): name a new folder with --out.")
 
 
 def _resume(
     folder: Location, parameters: dict[str, Any], planned: Sequence[PlannedFile], *, overwrite: bool
 ) -> dict[str, ExportedFile]:
     """Finished files of this very export, after clearing away those of another."""
-    for path in folder.glob(".*.tmp"):
+    for path in globbed(folder, ".*.tmp") if isinstance(folder, Path) else ():
         if is_temporary(path.name):
             path.unlink(missing_ok=True)
-    kept: dict[str, ExportedFile] = {}
-    for name in (INDEX, _STATE):
-        listed = _load(folder / name)
-        if listed is None:
-            continue
-        if listed.parameters == parameters:
-            kept |= _kept(folder, listed, planned)[0]
-            continue
-        if not overwrite:
-            old = {key: (listed.parameters.get(key), value) for key, value in parameters.items()}
-            named = "; ".join(f"{key} was {was!r}, now {now!r}" for key, (was, now) in old.items() if was != now)
-            raise OutputError(
-                f"{folder} holds an export with other parameters ({named}): use another --out, or --overwrite."
-            )
-        for file in sorted({*listed.planned, *(entry.file for entry in listed.files)} - kept.keys()):
-            if _NAME.fullmatch(file):
-                (folder / file).unlink(missing_ok=True)
-    if (folder / INDEX).exists():
-        (folder / INDEX).replace(folder / _STATE)  # what it lists can still be found
-    return kept
+    listed = _listed(folder)
+    if listed is None:
+        return {}
+    same = listed.parameters == parameters
+    if not same and not overwrite:
+        old = {key: (listed.parameters.get(key), value) for key, value in parameters.items()}
+        named = "; ".join(f"{key} was {was!r}, now {now!r}" for key, (was, now) in old.items() if was != now)
+        raise OutputError(
+            f"{folder} holds an export with other parameters ({named}): use another --out, or --overwrite."
+        )
+    if (folder / INDEX).exists():  # set aside: from here on nothing looks finished, and what is here is still listed
+        write_atomically(folder / _STATE, content(folder / INDEX))
+        (folder / INDEX).unlink()
+    if same:
+        return _kept(folder, listed, planned)
+    for file in sorted({*listed.planned, *(entry.file for entry in listed.files)}):
+        if _NAME.fullmatch(file):
+            (folder / file).unlink(missing_ok=True)
+    return {}
 
 
-def _kept(
-    folder: Location, listed: _Listed, planned: Sequence[PlannedFile]
-) -> tuple[dict[str, ExportedFile], list[str]]:
-    """Of the planned files those that are listed and as listed, and the names of the others."""
+def _kept(folder: Location, listed: _Listed, planned: Sequence[PlannedFile]) -> dict[str, ExportedFile]:
+    """Of the planned files those that are listed, each with its hash."""
     entries = {entry.file: entry for entry in listed.files}
-    kept: dict[str, ExportedFile] = {}
-    for each in planned:
-        entry, path = entries.get(each.file), folder / each.file
-        same_size = entry is not None and path.is_file() and path.stat().st_size == entry.bytes
-        if entry is not None and same_size and sha256_of(path) == entry.sha256:
-            kept[each.file] = entry
-    return kept, [each.file for each in planned if each.file not in kept]
+    found = [entries[each.file] for each in planned if each.file in entries]
+    return {entry.file: entry for entry in found if _is_as_listed(folder / entry.file, entry)}
+
+
+def _is_as_listed(path: Location, entry: ExportedFile) -> bool:
+    try:
+        return size_of(path) == entry.bytes and sha256_of(path) == entry.sha256
+    except OSError as fault:
+        if isinstance(path, Path) or isinstance(fault, FileNotFoundError):
+            return False
+        raise TokenLabelsError(f"{path}: cannot be read ({reason_of(fault)}): run again when it can.") from None
 
 
 def _write_file(path: Location, planned: PlannedFile) -> ExportedFile:
-    temporary = temporary_beside(path)
+    """Write a file whole or not at all: on disk by renaming it, in a store by one put."""
+    temporary = temporary_beside(path) if isinstance(path, Path) else temporary_here(path)
     try:
         try:
             with temporary.open("wb") as file:
@@ -164,11 +185,17 @@ def _write_file(path: Location, planned: PlannedFile) -> ExportedFile:
                 file.flush()
                 os.fsync(file.fileno())
             size, digest = temporary.stat().st_size, sha256_of(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as fault:
-        raise unwritable(path, fault) from fault
+        except OSError as fault:
+            raise unwritable(path, fault) if isinstance(path, Path) else no_room(temporary, fault) from fault
+        try:
+            if isinstance(path, Path):
+                temporary.replace(path)
+            else:
+                upload(path, size, str(temporary))
+        except OSError as fault:
+            raise unwritable(path, fault) from fault
+    finally:
+        temporary.unlink(missing_ok=True)
     return ExportedFile(planned.file, planned.split, planned.rows, size, digest)
 
 
@@ -181,8 +208,14 @@ def _write_json(path: Location, value: dict[str, Any]) -> None:
     write_atomically(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def _load(path: Location) -> _Listed | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Listed)
-    except (OSError, msgspec.MsgspecError, RecursionError):
-        return None
+def _listed(folder: Location) -> _Listed | None:
+    """What the folder says of itself: a finished export, else one under way, else nothing."""
+    for path in (folder / INDEX, folder / _STATE):
+        try:
+            return msgspec.json.decode(content(path), type=_Listed)
+        except (msgspec.MsgspecError, RecursionError):
+            continue
+        except OSError as fault:
+            if not isinstance(path, Path) and not isinstance(fault, FileNotFoundError):
+                raise TokenLabelsError(f"{path}: cannot be read ({reason_of(fault)}): run again when it can.") from None
+    return None

@@ -30,6 +30,8 @@ from tokenlabels.recutting import Chosen, GroupReader, rows_of
 from tokenlabels.shards import ShardHeader
 from tokenlabels.sources.paths import is_inside
 from tokenlabels.stats_shards import list_values
+from tokenlabels.storage import content
+from tokenlabels.store_faults import reason_of
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -87,14 +89,14 @@ def _write(
         for row, members_of in enumerate(_samples(table, header.grid, split, names)):
             key = _key(str(members_of[0]), keys, row)
             pictures = () if images is None else (_picture(images, str(members_of[1])),)
-            for end, content in (*members_of[2], *pictures):
-                size += _add(file, f"{key}.{end}", content)
+            for end, data in (*members_of[2], *pictures):
+                size += _add(file, f"{key}.{end}", data)
     file.write(bytes(2 * _BLOCK + -(size + 2 * _BLOCK) % _RECORD))
 
 
-def _add(file: BinaryIO, name: str, content: bytes) -> int:
+def _add(file: BinaryIO, name: str, data: bytes) -> int:
     """Add a member that has no owner and no time; returns its size in the archive."""
-    block = tar_header(name, len(content)) + content
+    block = tar_header(name, len(data)) + data
     block += bytes(-len(block) % _BLOCK)
     return file.write(block)
 
@@ -162,16 +164,16 @@ def _picture(images: Location, name: str) -> tuple[str, bytes]:
     if not name or not is_inside(name):
         raise TokenLabelsError(f"{name!r} is no file name in {images}: the build names no picture there.")
     try:
-        content = (images / name).read_bytes()
+        picture = content(images / name)
     except OSError as fault:
-        raise TokenLabelsError(f"{images / name}: cannot be read ({fault.strerror}): is --images right?") from None
-    return _end(content, name), content
+        raise TokenLabelsError(f"{images / name}: cannot be read ({reason_of(fault)}): is --images right?") from None
+    return _end(picture, name), picture
 
 
-def _end(content: bytes, name: str) -> str:
+def _end(picture: bytes, name: str) -> str:
     """The end of a picture's name, by its first bytes, else by the name that it had."""
     for magic, end in _ENDS:
-        if content.startswith(magic):
+        if picture.startswith(magic):
             return end
     own = PurePosixPath(name).suffix[1:].lower()
     return own if own.isalnum() and own.isascii() else "img"

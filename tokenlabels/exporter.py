@@ -21,7 +21,8 @@ from tokenlabels.reader import Build, read_header
 from tokenlabels.recutting import Chosen, GroupReader, cut, shard_rows_of
 from tokenlabels.shards import ShardHeader
 from tokenlabels.stats_shards import row_groups
-from tokenlabels.storage import located
+from tokenlabels.storage import is_folder, located
+from tokenlabels.store_faults import explained
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -46,6 +47,7 @@ class Export:
     files: tuple[ExportedFile, ...]
 
 
+@explained()
 def export(
     build: Build,
     out: str | Location,
@@ -129,7 +131,7 @@ def _check_pictures(
         raise ParameterError(f"--images does not go with {wanted}, which holds no pictures.")
     if images is not None and embedded:
         raise ParameterError(f"{build.path} has its pictures embedded: leave --images out.")
-    if images is not None and not images.is_dir():
+    if images is not None and not is_folder(images):
         raise ParameterError(f"{images}: no such folder: name the image folder with --images, or leave it out.")
     if wanted == "webdataset" and images is None and not embedded:
         progress.note(f"{build.path} has no pictures embedded: the samples hold labels only, unless you name --images.")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,8 +12,11 @@ from tokenlabels.croissant import croissant_json
 from tokenlabels.output import CARD, CROISSANT, JournalEntry, finish
 from tokenlabels.totals import totals
 
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
-def finish_build(folder: Path, manifest: dict[str, Any], entries: Sequence[JournalEntry]) -> None:
+
+def finish_build(folder: Location, manifest: dict[str, Any], entries: Sequence[JournalEntry]) -> None:
     """Write what stands beside the shards, the manifest last.
 
     Args:

@@ -5,6 +5,7 @@ Pixels are decoded only where the end of a file that is to be embedded looks cut
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,11 @@ from tokenlabels.annotations import MAX_PIXELS, Split
 from tokenlabels.check import FindingLog, Kind
 from tokenlabels.deferred import DeferredRecords
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, names_in, threads_for
+from tokenlabels.store_faults import reason_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 
@@ -60,11 +67,10 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
         report_tree(split, split.records, log, complete=complete, missing=missing)
         return
     try:
-        with os.scandir(split.images) as entries:
-            present = {entry.name for entry in entries}
+        names = names_in(split.images)
     except OSError:
         return
-    present = {os.fsencode(name).decode("utf-8", "backslashreplace") for name in present}  # JSON holds UTF-8 only
+    present = {os.fsencode(name).decode("utf-8", "backslashreplace") for name in names}  # JSON holds UTF-8 only
     named = set(split.records.file_names)
     for image_id, name in zip(split.records.image_ids, split.records.file_names, strict=True):
         if missing and name and "/" not in name and name not in present:
@@ -76,7 +82,7 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
                 log.add(check.FILE_EXTRA, split.file.file, message)
 
 
-def stored_size(path: Path) -> tuple[int, int] | None:
+def stored_size(path: Location) -> tuple[int, int] | None:
     """(width, height) of a picture from its header, None where it cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
@@ -117,7 +123,7 @@ def check_files(
     """
     records = split.records
     headers: list[_Header] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads_for(split.images, _THREADS)) as pool:
         warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
         for header in pool.map(
             lambda name: _read_header(split.images, name, ends=ends), records.file_names, chunksize=64
@@ -150,7 +156,7 @@ def check_files(
     return replace(split, records=records.keep_images(usable)), sizes[usable]
 
 
-def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
+def _read_header(folder: Location, name: str, *, ends: bool = False) -> _Header:
     from PIL import Image, UnidentifiedImageError
 
     if not name or not is_inside(name):
@@ -159,13 +165,13 @@ def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
         )
     path = folder / name
     try:
-        size = path.stat().st_size
-        with Image.open(path) as image:
+        with _opened(path) as file, Image.open(file) as image:
+            size = file.seek(0, os.SEEK_END)
             found = _Header(size, image.size, _orientation(image.info.get("exif")))
-            if ends and not _has_end(path, image.format):
+            if ends and not _has_end(file, size, image.format):
                 if image.size[0] * image.size[1] > MAX_PIXELS:
                     return _Header(fault=(check.FILE_UNREADABLE, "claims an absurd number of pixels"))
-                if image.format in _JPEG_KINDS and not _jpeg_ends(path.read_bytes()):
+                if image.format in _JPEG_KINDS and not _jpeg_ends(content(path)):
                     return _Header(fault=(check.FILE_UNREADABLE, "cannot be read (cut short)"))
                 image.load()  # an unusual end may be a whole picture all the same
             return found
@@ -176,18 +182,25 @@ def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
     except UnidentifiedImageError:
         return _Header(fault=(check.FILE_UNREADABLE, "is empty, cut short, or no image"))
     except (OSError, ValueError, SyntaxError) as fault:
-        reason = getattr(fault, "strerror", None) or ("cut short" if "truncated" in str(fault) else fault)
+        reason = "cut short" if "truncated" in str(fault) else reason_of(fault)
         return _Header(fault=(check.FILE_UNREADABLE, f"cannot be read ({reason})"))
 
 
-def _has_end(path: Path, kind: str | None) -> bool:
+def _opened(path: Location) -> IO[bytes]:
+    """A picture file; of a store's all of it, by one request."""
+    return path.open("rb") if isinstance(path, Path) else io.BytesIO(content(path))
+
+
+def _has_end(file: IO[bytes], size: int, kind: str | None) -> bool:
     """Whether a file ends as its format does; true of formats that have no mark for it."""
     mark = _END_MARKS.get(kind or "")
     if mark is None:
         return True
-    with path.open("rb") as file:
-        file.seek(-min(len(mark) + _END_SLACK, path.stat().st_size), os.SEEK_END)
-        return file.read().rstrip(b"\0\r\n ").endswith(mark)
+    place = file.tell()
+    file.seek(-min(len(mark) + _END_SLACK, size), os.SEEK_END)
+    end = file.read()
+    file.seek(place)
+    return end.rstrip(b"\0\r\n ").endswith(mark)
 
 
 def _jpeg_ends(data: bytes) -> bool:

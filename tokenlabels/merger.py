@@ -27,6 +27,7 @@ from tokenlabels.recutting import Chosen, GroupReader, plan_split, shard_rows_of
 from tokenlabels.shards import SCHEMA_VERSION, Columns, schema_of
 from tokenlabels.stats_shards import damaged, read_group, row_groups
 from tokenlabels.storage import located
+from tokenlabels.store_faults import explained
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -38,6 +39,7 @@ _VALUES = ("ignore", "background", "reduce_zero_label", "stuff")
 """What values of semantic masks mean."""
 
 
+@explained()
 def merge(
     builds: Sequence[Build],
     out: str | Location,

@@ -24,7 +24,10 @@ from tokenlabels.select import select
 from tokenlabels.shards import build_table, encoded_size, schema_of
 from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.masks import Rasterizer
+from tokenlabels.storage import is_folder, size_of, threads_for
+from tokenlabels.store_faults import explained
 from tokenlabels.tasks import refusal
+from tokenlabels.threads import in_threads
 
 _ESTIMATE_IMAGES = 512
 
@@ -73,6 +76,7 @@ def new_log(options: BuildOptions, source: Source) -> FindingLog:
     )
 
 
+@explained()
 def make_plan(
     source: Source,
     options: BuildOptions,
@@ -205,7 +209,7 @@ def _check_images(
             progress.stage(f"checking images of {split.name}", len(split.records))
             split, _ = check_files(split, log, missing=False, ends=True, advance=progress.advance)
         return split, None if split.records.mask_files is None else _mask_bytes(split)
-    if not split.images.is_dir():
+    if not is_folder(split.images):
         raise TokenLabelsError(
             f"{split.images}: no such folder, but --embed-images needs the images: name it with --images."
         )
@@ -226,4 +230,5 @@ def _stored_bytes(split: Split, sizes: NDArray[np.int64] | None, options: BuildO
 def _mask_bytes(split: Split) -> NDArray[np.int64]:
     """int64 (n,): bytes of the masks to embed."""
     folder, files = split.masks or Path(), split.records.mask_files or [""] * len(split.records)
-    return np.array([(folder / file).stat().st_size if file else 0 for file in files], np.int64)
+    sizes = in_threads(lambda file: size_of(folder / file) if file else 0, files, threads_for(folder))
+    return np.array(sizes, np.int64)

@@ -38,7 +38,7 @@ class Chosen:
         build: that holds it.
         group: where it is.
         rows: int64 (k,), which of its rows, ascending.
-        mark: what `change` of `plan_split` is told of these rows.
+        mark: what `change` of `write_rows` is told of them.
     """
 
     build: Build

@@ -21,12 +21,14 @@ from tokenlabels.rules import check_tau
 from tokenlabels.scoring import CellLabels, label_scores
 from tokenlabels.shards import OBJECT_FIELDS, Columns, ShardEntry, ShardHeader, ShardWriter, lists, numbers, schema_of
 from tokenlabels.storage import located, parquet_file
+from tokenlabels.store_faults import explained
 from tokenlabels.totals import LabelSums
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
 
 
+@explained()
 def relabel(
     build: Build, tau: float, out: str | Location, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Build:

@@ -20,6 +20,7 @@ from tokenlabels.recutting import Chosen, GroupReader, plan_split, shard_rows_of
 from tokenlabels.shards import Columns, numbers, schema_of
 from tokenlabels.stats_shards import column_values, list_values, read_group, row_groups
 from tokenlabels.storage import located
+from tokenlabels.store_faults import explained
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -28,6 +29,7 @@ TRAIN, VAL, TEST = 0, 1, 2
 PARTS = ("train", "val", "test")
 
 
+@explained()
 def split(
     build: Build,
     out: str | Location,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +27,7 @@ from tokenlabels.shards import (
     unwritable,
 )
 from tokenlabels.spool import is_held
+from tokenlabels.store_faults import explained
 from tokenlabels.totals import LabelSums
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ShardTask:
         lease: see `Executor`.
     """
 
-    out: Path
+    out: Location
     index: int
     total: int
     headers: tuple[ShardHeader, ...]
@@ -68,6 +68,7 @@ class ShardTask:
     lease: Location | None = None
 
 
+@explained()
 def write_shards(task: ShardTask) -> list[JournalEntry]:
     """Score, label and write the shards of one task; each is committed and journalled by itself.
 

@@ -39,7 +39,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], thread
 
 
 _TRIALS = 8
-_SLOW_SECONDS = 0.0005
+_SLOW_SECONDS = 0.001
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int = MAX_THREADS) -> Iterator[Result]:

@@ -21,11 +21,13 @@ from pycocotools.coco import COCO
 from typer.testing import Result
 
 import tokenlabels
+from tokenlabels import storage
 from tokenlabels.errors import NotABuildError, OutputError, ParameterError, TokenLabelsError
 from tokenlabels.export_arrays import as_written
 from tokenlabels.export_webdataset import _key, tar_header
 from tokenlabels.reader import Build
 from tokenlabels.sample_semantic import write_semantic_sample
+from tokenlabels.storage import located
 
 Invoke: TypeAlias = Callable[..., Result]
 Row: TypeAlias = dict[str, Any]
@@ -146,7 +148,7 @@ def test_keys_have_no_dots_and_no_slashes_and_are_told_apart() -> None:
 
 def test_pictures_may_come_from_a_folder(ragged: Build, sample_root: Path, tmp_path: Path, invoke: Invoke) -> None:
     out = tmp_path / "out"
-    words = ("export", ragged.path, "--format", "webdataset", "--split", "train", "--out", out)
+    words = ("export", ragged.folder, "--format", "webdataset", "--split", "train", "--out", out)
     fine(invoke(*words, "--images", sample_root / "train"))
     for row, sample in zip(rows_of(ragged, "train"), samples(out, "train"), strict=True):
         content = (sample_root / "train" / row["file_name"]).read_bytes()
@@ -161,7 +163,7 @@ def test_pictures_may_come_from_a_folder(ragged: Build, sample_root: Path, tmp_p
 
 
 def test_labels_without_pictures_are_told(ragged: Build, tmp_path: Path, invoke: Invoke) -> None:
-    result = fine(invoke("export", ragged.path, "--format", "webdataset", "--out", tmp_path / "out"))
+    result = fine(invoke("export", ragged.folder, "--format", "webdataset", "--out", tmp_path / "out"))
     assert "no pictures embedded" in result.stderr
 
 
@@ -255,7 +257,7 @@ def test_a_build_of_an_exported_file_has_the_same_labels(rule: str, sample_root:
     tokenlabels.export(first, tmp_path / "coco", format="coco")
     exported = tmp_path / "coco" / file.name
     again = tokenlabels.build("coco", annotations=exported, out=tmp_path / "again", **options)
-    assert shards(again.path) == shards(first.path)
+    assert shards(again.folder) == shards(first.folder)
     boxes = {each["id"]: each["bbox"] for each in json.loads(file.read_bytes())["annotations"]}
     assert {each["id"]: each["bbox"] for each in json.loads(exported.read_bytes())["annotations"]} == boxes
 
@@ -296,7 +298,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def test_the_index_lists_what_is_there(built: Build, tmp_path: Path, invoke: Invoke) -> None:
     out = tmp_path / "out"
-    answer = json.loads(fine(invoke("export", built.path, "--format", "npz", "--out", out, "--json")).stdout)
+    answer = json.loads(fine(invoke("export", built.folder, "--format", "npz", "--out", out, "--json")).stdout)
     index = json.loads((out / "export.json").read_text())
     assert answer["files"] == index["files"]
     assert answer["images"] == sum(file["rows"] for file in index["files"]) == 16
@@ -306,7 +308,7 @@ def test_the_index_lists_what_is_there(built: Build, tmp_path: Path, invoke: Inv
     assert index["parameters"]["format"] == "npz"
     assert index["header"]["rule"] == "overlap"
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert "already" in fine(invoke("export", built.path, "--format", "npz", "--out", out)).stderr
+    assert "already" in fine(invoke("export", built.folder, "--format", "npz", "--out", out)).stderr
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
@@ -323,7 +325,7 @@ def test_the_index_lists_what_is_there(built: Build, tmp_path: Path, invoke: Inv
 def test_what_cannot_be_exported(
     words: tuple[Any, ...], says: list[str], built: Build, tmp_path: Path, invoke: Invoke
 ) -> None:
-    result = invoke("export", built.path, *words, "--out", tmp_path / "out")
+    result = invoke("export", built.folder, *words, "--out", tmp_path / "out")
     assert result.exit_code == 2
     one_error_line(result.stderr, *says)
     assert not (tmp_path / "out").exists()
@@ -333,7 +335,7 @@ def test_what_cannot_be_exported(
 
 def test_folders_of_others_and_of_the_build_are_left_alone(built: Build, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="is the build itself"):
-        tokenlabels.export(built, built.path, format="npz")
+        tokenlabels.export(built, built.folder, format="npz")
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"holds no export \(mine.txt\)"):
         tokenlabels.export(built, tmp_path, format="npz", overwrite=True)
@@ -357,7 +359,7 @@ def test_a_damaged_shard_is_named(sample_root: Path, tmp_path: Path) -> None:
     hit = build.files(split="train")[-1]
     content = bytearray(hit.read_bytes())
     content[50] ^= 1
-    hit.write_bytes(content)
+    hit.write_bytes(bytes(content))
     for wanted in ("webdataset", "npz", "coco"):
         with pytest.raises(NotABuildError, match=f"{hit}: has other content"):
             tokenlabels.export(build, tmp_path / wanted, format=wanted)
@@ -378,6 +380,49 @@ def test_a_full_disk_leaves_nothing_that_looks_finished_and_the_rest_can_be_made
     assert not any(name.endswith(".tmp") or name == "export.json" for name in contents(out))
     tokenlabels.export(ragged, out, format=wanted)
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_an_export_may_go_to_a_store_and_come_from_one(ragged: Build, tmp_path: Path) -> None:
+    """A put that fails leaves nothing that looks finished; the rest is made by the next run."""
+    whole = tokenlabels.export(ragged, tmp_path / "whole", format="npz", shard_rows=4)
+    stored = tokenlabels.open(copied(ragged, f"memory://export/{tmp_path.name}/build"))
+    place = f"memory://export/{tmp_path.name}/out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenlabels.export_folder.upload", failing_at(3))
+        with pytest.raises(OutputError, match=r"cannot be written \(the store is down\)"):
+            tokenlabels.export(stored, place, format="npz", shard_rows=4)
+    made = located(place)
+    assert sorted(path.name for path in made.iterdir()) == [".export.json", *(file.file for file in whole.files[:2])]
+    again = tokenlabels.export(stored, place, format="npz", shard_rows=4)
+    assert again.files == whole.files
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == contents(tmp_path / "whole")
+    with pytest.raises(OutputError, match="--overwrite"):
+        tokenlabels.export(stored, place, format="coco")
+    tokenlabels.export(stored, place, format="coco", overwrite=True)
+    assert {path.name for path in made.iterdir()} == {"export.json", "instances_train.json", "instances_val.json"}
+    with pytest.raises(OutputError, match=r"holds no export"):
+        tokenlabels.export(ragged, stored.path, format="npz")
+
+
+def copied(build: Build, place: str) -> str:
+    """A copy of a build in a store."""
+    for path in build.folder.rglob("*"):
+        if path.is_file():
+            located(f"{place}/{path.relative_to(build.folder)}").write_bytes(path.read_bytes())
+    return place
+
+
+def failing_at(number: int) -> Callable[..., None]:
+    """`upload`, but the so-manyth fails."""
+    calls: list[Any] = []
+
+    def upload(path: Any, *rest: Any) -> None:
+        calls.append(path)
+        if len(calls) == number:
+            raise OSError("the store is down")
+        storage.upload(path, *rest)
+
+    return upload
 
 
 KILLED = """
@@ -401,7 +446,7 @@ tokenlabels.export(tokenlabels.open(sys.argv[1]), sys.argv[2], format="webdatase
 def test_killed_and_resumed(built: Build, tmp_path: Path, environment: dict[str, str]) -> None:
     """SIGKILL before the third file has its name: its temporary file goes, the first two stay."""
     out = tmp_path / "out"
-    words = [sys.executable, "-c", KILLED, str(built.path), str(out)]
+    words = [sys.executable, "-c", KILLED, str(built.folder), str(out)]
     process = subprocess.run(words, env=environment, capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert not (out / "export.json").exists()
@@ -430,6 +475,6 @@ def test_tar_headers_are_those_of_the_standard_library(name: str, size: int) -> 
     described = tarfile.TarInfo.frombuf(tar_header(name, size), "ascii", "strict")
     expected = tarfile.TarInfo(name)
     expected.size = size
-    assert described.get_info() | {"chksum": 0} == expected.get_info()  # reading has compared the checksum
+    assert {**described.get_info(), "chksum": 0} == expected.get_info()  # reading has compared the checksum
     with pytest.raises(OutputError, match="does not fit a tar file"):
         tar_header(name + "y" * 100, 8**11)

@@ -62,14 +62,14 @@ def made(document: dict[str, Any], folder: Path, split: str = "all", **options: 
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Build, Build]:
     """Two builds of the same split, of images 0..4 and 5..10, three images a shard."""
     folder = tmp_path_factory.mktemp("parts")
-    options = {"patch": [16, 32], "crowd": "ignore", "shard_rows": 3}
+    options: dict[str, Any] = {"patch": [16, 32], "crowd": "ignore", "shard_rows": 3}
     return made(scene(0, 5), folder / "a", **options), made(scene(5, IMAGES), folder / "b", **options)
 
 
 @pytest.fixture(scope="module")
 def reference(parts: tuple[Build, Build], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The shards of their merged build, by relative path."""
-    return shards(tokenlabels.merge(parts, tmp_path_factory.mktemp("reference") / "out").path)
+    return shards(tokenlabels.merge(parts, tmp_path_factory.mktemp("reference") / "out").folder)
 
 
 # --- equal to the whole -----------------------------------------------------------------------------------------------
@@ -94,22 +94,22 @@ def test_merged_parts_have_the_bytes_of_the_whole(
     second = made(scene(5, 6), tmp_path / "b", shard_rows=9, **options)
     third = made(scene(6, IMAGES), tmp_path / "c", shard_rows=9, **options)
     merged = tokenlabels.merge([first, second, third], tmp_path / "out", shard_rows=4)
-    assert shards(merged.path) == shards(whole.path)
+    assert shards(merged.folder) == shards(whole.folder)
     assert merged.manifest["totals"] == whole.manifest["totals"]
     assert merged.manifest["splits"] == whole.manifest["splits"]
     assert merged.manifest["categories"] == whole.manifest["categories"]
-    groups = pq.ParquetFile(merged.path / merged.shards[0].file).num_row_groups
+    groups = pq.ParquetFile(merged.folder / merged.shards[0].file).num_row_groups
     assert (groups > 1) == (group_cells == 1500)
 
 
 def test_merged_pictures_have_the_bytes_of_the_whole(
     sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    document = json.loads((sample_root / "annotations" / "instances_train.json").read_text())
+    document: dict[str, Any] = json.loads((sample_root / "annotations" / "instances_train.json").read_text())
     images = document["images"]
     sizes = [(sample_root / "train" / image["file_name"]).stat().st_size for image in images]
     monkeypatch.setattr("tokenlabels.shards.ROW_GROUP_IMAGE_BYTES", sum(sizes) // 3)
-    options = {"images": sample_root / "train", "embed_images": True}
+    options: dict[str, Any] = {"images": sample_root / "train", "embed_images": True}
 
     def chosen(kept: list[dict[str, Any]]) -> dict[str, Any]:
         ids = {image["id"] for image in kept}
@@ -119,8 +119,8 @@ def test_merged_pictures_have_the_bytes_of_the_whole(
     whole = made(document, tmp_path / "whole", **options)
     builds = [made(chosen(half), tmp_path / str(len(half)), **options) for half in (images[:5], images[5:])]
     merged = tokenlabels.merge(builds, tmp_path / "out")
-    assert shards(merged.path) == shards(whole.path)
-    assert pq.ParquetFile(merged.path / merged.shards[0].file).num_row_groups > 2
+    assert shards(merged.folder) == shards(whole.folder)
+    assert pq.ParquetFile(merged.folder / merged.shards[0].file).num_row_groups > 2
 
 
 def test_the_order_of_builds_is_the_order_of_rows_and_of_splits(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_order_of_builds_is_the_order_of_rows_and_of_splits(tmp_path: Path) 
 def test_a_merged_build_does_all_that_a_build_does(parts: tuple[Build, Build], tmp_path: Path, invoke: Invoke) -> None:
     """And merging what was relabelled is relabelling what was merged."""
     out = tmp_path / "out"
-    answer = json.loads(fine(invoke("merge", *(part.path for part in parts), "--out", out, "--json")).stdout)
+    answer = json.loads(fine(invoke("merge", *(part.folder for part in parts), "--out", out, "--json")).stdout)
     assert (answer["images"], answer["shards"]) == (IMAGES, 8)
     assert answer["annotations"] == sum(k % 3 for k in range(IMAGES))
     fine(invoke("verify", out))
@@ -151,7 +151,7 @@ def test_a_merged_build_does_all_that_a_build_does(parts: tuple[Build, Build], t
     assert read_header(merged.files()[0]).categories == merged.categories
     relabelled = tokenlabels.relabel(merged, 0.9, tmp_path / "relabelled")
     before = [tokenlabels.relabel(part, 0.9, tmp_path / str(index)) for index, part in enumerate(parts)]
-    assert shards(relabelled.path) == shards(tokenlabels.merge(before, tmp_path / "again").path)
+    assert shards(relabelled.folder) == shards(tokenlabels.merge(before, tmp_path / "again").folder)
     assert "instances_all.json" in (out / "README.md").read_text()
 
 
@@ -284,7 +284,7 @@ def test_masks_and_majorities_are_merged_where_their_values_agree(tmp_path: Path
     whole, train = semantic("all", "train", "val"), semantic("all", "train")
     assert len(whole.categories) == len(names)
     merged = tokenlabels.merge([train, semantic("all", "val")], tmp_path / "merged")
-    assert shards(merged.path) == shards(whole.path)
+    assert shards(merged.folder) == shards(whole.folder)
     longer = tokenlabels.merge([train, semantic("more", "val")], tmp_path / "longer")
     assert [category.name for category in longer.categories] == [*names, "unicorn"]
     columns = ["categories", "mask", "labels"]
@@ -311,18 +311,18 @@ def test_builds_that_differ_are_refused_by_what_differs(
     options: dict[str, Any], says: list[str], tmp_path: Path, invoke: Invoke
 ) -> None:
     first, second = made(scene(0, 2), tmp_path / "a"), made(scene(2, 4), tmp_path / "b", **options)
-    result = invoke("merge", first.path, second.path, "--out", tmp_path / "out")
+    result = invoke("merge", first.folder, second.folder, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    one_error_line(result.stderr, str(first.path), str(second.path), *says)
+    one_error_line(result.stderr, str(first.folder), str(second.folder), *says)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_image_id_twice_is_refused_or_prefixed(parts: tuple[Build, Build], tmp_path: Path, invoke: Invoke) -> None:
     other = made(scene(4, 7), tmp_path / "other", patch=[16, 32], crowd="ignore")
-    words = ("merge", parts[0].path, other.path, "--out", tmp_path / "out")
+    words = ("merge", parts[0].folder, other.folder, "--out", tmp_path / "out")
     result = invoke(*words)
     assert result.exit_code == 2
-    one_error_line(result.stderr, "image 4 is twice in the split all", str(parts[0].path), str(other.path))
+    one_error_line(result.stderr, "image 4 is twice in the split all", str(parts[0].folder), str(other.folder))
     fine(invoke(*words, "--prefix-ids"))
     ids = tokenlabels.open(tmp_path / "out").table().column("image_id").to_pylist()
     assert ids == [*(f"1-{k}" for k in range(5)), *(f"2-{k}" for k in range(4, 7))]
@@ -330,7 +330,7 @@ def test_an_image_id_twice_is_refused_or_prefixed(parts: tuple[Build, Build], tm
 
 def test_other_choices_of_foreground_are_told(tmp_path: Path, invoke: Invoke) -> None:
     first, second = made(scene(0, 4), tmp_path / "a"), made(scene(4, 8), tmp_path / "b", categories=["dog"])
-    result = fine(invoke("merge", first.path, second.path, "--out", tmp_path / "out"))
+    result = fine(invoke("merge", first.folder, second.folder, "--out", tmp_path / "out"))
     assert result.stderr.splitlines() == [
         "note: the builds differ in categories: what is foreground in one may be background in another."
     ]
@@ -338,15 +338,15 @@ def test_other_choices_of_foreground_are_told(tmp_path: Path, invoke: Invoke) ->
 
 
 def test_one_build_and_the_folder_of_a_build_are_refused(parts: tuple[Build, Build], invoke: Invoke) -> None:
-    one_error_line(invoke("merge", parts[0].path, "--out", "x").stderr, "two or more")
-    result = invoke("merge", *(part.path for part in parts), "--out", parts[1].path)
+    one_error_line(invoke("merge", parts[0].folder, "--out", "x").stderr, "two or more")
+    result = invoke("merge", *(part.folder for part in parts), "--out", parts[1].folder)
     assert result.exit_code == 2
-    one_error_line(result.stderr, str(parts[1].path), "is the build itself")
+    one_error_line(result.stderr, str(parts[1].folder), "is the build itself")
 
 
 def test_a_build_that_is_not_finished_is_refused(parts: tuple[Build, Build], tmp_path: Path, invoke: Invoke) -> None:
     (tmp_path / "begun" / ".build").mkdir(parents=True)
-    result = invoke("merge", parts[0].path, tmp_path / "begun", "--out", tmp_path / "out")
+    result = invoke("merge", parts[0].folder, tmp_path / "begun", "--out", tmp_path / "out")
     assert result.exit_code == 1
     one_error_line(result.stderr, str(tmp_path / "begun"), "not finished")
 
@@ -367,7 +367,7 @@ def test_a_damaged_shard_is_named_and_nothing_is_finished(
     damage: Callable[[Path], Any], says: str, parts: tuple[Build, Build], tmp_path: Path
 ) -> None:
     other = made(scene(5, IMAGES), tmp_path / "b", patch=[16, 32], crowd="ignore", shard_rows=3)
-    hit = other.path / other.shards[-1].file
+    hit = other.folder / other.shards[-1].file
     damage(hit)
     with pytest.raises(NotABuildError, match=str(hit)) as caught:
         tokenlabels.merge([parts[0], other], tmp_path / "out")
@@ -417,7 +417,7 @@ def test_interrupted_and_resumed(
     with pytest.raises(KeyboardInterrupt):
         tokenlabels.merge(parts, tmp_path / "out", progress=Interrupting(after))
     build = resumed(lambda: tokenlabels.merge(parts, tmp_path / "out"), tmp_path / "out", after)
-    assert shards(build.path) == reference
+    assert shards(build.folder) == reference
 
 
 KILLED = """
@@ -443,12 +443,29 @@ def test_killed_and_resumed(
 ) -> None:
     """SIGKILL in the middle of the third shard: its temporary file goes, the first two stay."""
     out = tmp_path / "out"
-    words = [sys.executable, "-c", KILLED, str(out), *(str(part.path) for part in parts)]
+    words = [sys.executable, "-c", KILLED, str(out), *(str(part.folder) for part in parts)]
     process = subprocess.run(words, env=environment, capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert len(list(out.rglob("*.tmp"))) == 1
     build = resumed(lambda: tokenlabels.merge(parts, out), out, 2)
-    assert shards(build.path) == reference
+    assert shards(build.folder) == reference
+
+
+def test_builds_in_a_store_are_merged_into_one_there(
+    parts: tuple[Build, Build], reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    """And what was interrupted there goes on."""
+    store = f"memory://merge/{tmp_path.name}"
+    first = tokenlabels.relabel(parts[0], 0.5, f"{store}/first")
+    with pytest.raises(ParameterError, match="is the build itself"):
+        tokenlabels.merge([first, parts[1]], f"{store}//first/")
+    with pytest.raises(KeyboardInterrupt):
+        tokenlabels.merge([first, parts[1]], f"{store}/out", progress=Interrupting(3))
+    with pytest.raises(NotABuildError, match="not finished"):
+        tokenlabels.open(f"{store}/out")
+    merged = tokenlabels.merge([first, parts[1]], f"{store}/out")
+    assert tokenlabels.verify(merged).fine
+    assert {shard.file: (merged.path / shard.file).read_bytes() for shard in merged.shards} == reference
 
 
 def test_other_parameters_are_refused_without_overwrite(parts: tuple[Build, Build], tmp_path: Path) -> None:

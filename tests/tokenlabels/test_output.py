@@ -819,7 +819,7 @@ def test_relabelling_equals_building(
     assert again.table().column("labels") != first.table().column("labels")
     assert pq.ParquetFile(first.files()[0]).num_row_groups > 1
     back = tokenlabels.relabel(again, first.manifest["parameters"]["tau"], tmp_path / "back")
-    assert contents(back.path) == contents(first.path)
+    assert contents(back.folder) == contents(first.folder)
 
 
 def test_relabelling_is_resumed_refused_and_mended_like_a_build(sample_root: Path, tmp_path: Path) -> None:
@@ -856,11 +856,11 @@ def test_relabelling_that_is_refused_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     first = tokenlabels.build("coco", annotations=small, out=tmp_path / "first", **options)
-    before = contents(first.path)
+    before = contents(first.folder)
     with pytest.raises(kind, match=says):
         tokenlabels.relabel(first, tau, tmp_path / out)
     assert not (tmp_path / "out").exists()
-    assert contents(first.path) == before
+    assert contents(first.folder) == before
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES)

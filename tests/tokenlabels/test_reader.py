@@ -310,7 +310,7 @@ def front_matter(out: Path) -> tuple[dict[str, Any], str]:
 
 
 def test_the_card_says_where_the_shards_are(several: Build) -> None:
-    front, body = front_matter(several.path)
+    front, body = front_matter(several.folder)
     assert [config["config_name"] for config in front["configs"]] == list(several.grids)
     assert [config.get("default", False) for config in front["configs"]] == [True, False]
     for config in front["configs"]:
@@ -331,7 +331,7 @@ def test_a_card_of_names_that_yaml_could_misread(document: dict[str, Any], tmp_p
     path = tmp_path / "instances_mine.json"
     path.write_text(json.dumps(document))
     built = tokenlabels.build("coco", annotations=path, out=tmp_path / "out")
-    front, _ = front_matter(built.path)
+    front, _ = front_matter(built.folder)
     objects = next(f for f in front["dataset_info"][0]["features"] if f["name"] == "objects")
     category = next(f for f in objects["struct"] if f["name"] == "category")
     assert list(category["sequence"]["class_label"]["names"].values()) == names

@@ -118,7 +118,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
 
 def test_rows_go_to_one_part_in_order_and_as_they_were(built: Build, tmp_path: Path, invoke: Invoke) -> None:
     out = tmp_path / "out"
-    words = ("split", built.path, "--split", "big", "--val", 0.2, "--test", 0.1, "--seed", 5, "--out", out, "--json")
+    words = ("split", built.folder, "--split", "big", "--val", 0.2, "--test", 0.1, "--seed", 5, "--out", out, "--json")
     answer = json.loads(fine(invoke(*words)).stdout)
     assert {name: counts["images"] for name, counts in answer["splits"].items()} == {"train": 28, "val": 8, "test": 4}
     assert sum(counts["annotations"] for counts in answer["splits"].values()) == IMAGES - 1
@@ -158,7 +158,7 @@ def test_a_cut_keeps_the_licence_of_its_data_set(sample_root: Path, tmp_path: Pa
     licences = {
         line
         for build in (built, cut)
-        for line in (build.path / "README.md").read_text().splitlines()
+        for line in (build.folder / "README.md").read_text().splitlines()
         if line.startswith("license")
     }
     assert licences == {"license: cc0-1.0"}
@@ -181,7 +181,7 @@ def test_a_cut_keeps_the_licence_of_its_data_set(sample_root: Path, tmp_path: Pa
 def test_what_cannot_be_cut(
     words: tuple[Any, ...], says: list[str], built: Build, tmp_path: Path, invoke: Invoke
 ) -> None:
-    result = invoke("split", built.path, "--out", tmp_path / "out", *words)
+    result = invoke("split", built.folder, "--out", tmp_path / "out", *words)
     assert result.exit_code == 2
     one_error_line(result.stderr, *says)
     assert not (tmp_path / "out").exists()
@@ -192,11 +192,11 @@ def test_a_full_disk_leaves_nothing_that_looks_finished_and_the_rest_can_be_made
 ) -> None:
     """All but the largest shard fit."""
     out = tmp_path / "out"
-    whole = shards(tokenlabels.split(built, tmp_path / "whole", split="big", val=0.1).path)
+    whole = shards(tokenlabels.split(built, tmp_path / "whole", split="big", val=0.1).folder)
     with small_disk(max(map(len, whole.values())) - 1):
-        result = invoke("split", built.path, "--split", "big", "--out", out)
+        result = invoke("split", built.folder, "--split", "big", "--out", out)
     assert result.exit_code == 1
     one_error_line(result.stderr, str(out), "cannot be written", "File too large")
     assert not (out / "manifest.json").exists()
     assert not list(out.rglob("*.tmp"))
-    assert shards(tokenlabels.split(built, out, split="big").path) == whole
+    assert shards(tokenlabels.split(built, out, split="big").folder) == whole

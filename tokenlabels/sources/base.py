@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenlabels.annotations import Dataset
 from tokenlabels.check import FindingLog
@@ -13,6 +12,9 @@ from tokenlabels.executors import Run, SerialExecutor
 from tokenlabels.rules import RuleName
 from tokenlabels.select import Selection
 from tokenlabels.sources.masks import Rasterizer
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 class StageCall(Protocol):
@@ -73,7 +75,10 @@ class Source(Protocol):
         A file that is dearer to read than JSON, such as a mask to decode, counts for more than its bytes.
         """
 
-    def image_folders(self) -> dict[str, Path]:
+    def places(self) -> Sequence[Location]:
+        """Every file or folder that a person named or a layout has, and that is read."""
+
+    def image_folders(self) -> dict[str, Location]:
         """Image folder of each split; it need not exist."""
 
     def parameters(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -27,6 +27,11 @@ from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco_columns import to_records
 from tokenlabels.sources.coco_json import read_document
 from tokenlabels.sources.names import split_name
+from tokenlabels.storage import content, globbed, is_folder, located, size_of
+from tokenlabels.store_faults import reason_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _PREFIX = "instances_"
 _MANY_SPLITS = 16
@@ -41,17 +46,17 @@ class CocoSource:
             each image.
     """
 
-    files: tuple[tuple[str, Path, Path], ...]
+    files: tuple[tuple[str, Location, Location], ...]
     format: str = "coco"
     default_rule: RuleName = "overlap"
 
     @classmethod
     def locate(
         cls,
-        root: Path | None = None,
+        root: Location | None = None,
         *,
-        annotations: Path | None = None,
-        images: Path | None = None,
+        annotations: Location | None = None,
+        images: Location | None = None,
         splits: Sequence[str] = (),
     ) -> CocoSource:
         """Find the files.
@@ -83,7 +88,7 @@ class CocoSource:
             return cls(((name, annotations, images or default),))
         root = root or _default_root()
         available = {
-            path.stem.removeprefix(_PREFIX): path for path in sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
+            path.stem.removeprefix(_PREFIX): path for path in globbed(root / "annotations", f"{_PREFIX}*.json")
         }
         if not available:
             return cls._locate_folders(root, images, splits)
@@ -95,7 +100,7 @@ class CocoSource:
         if images is not None and len(splits or available) > 1:
             raise ParameterError("--images is the folder of one split: name that --split, or leave --images out.")
         check_folder(images)
-        chosen: dict[str, tuple[str, Path, Path]] = {}
+        chosen: dict[str, tuple[str, Location, Location]] = {}
         for text in dict.fromkeys(splits or available):
             name = split_name(text)
             if name in chosen:
@@ -140,10 +145,14 @@ class CocoSource:
         """See `Source`."""
         from tokenlabels.sources.coco_folder import folder_bytes
 
-        files = sum(path.stat().st_size for _, path, _ in self.files if path.is_file())
-        return files + sum(folder_bytes(path) for _, path, _ in self.files if path.is_dir())
+        files = sum(size_of(path) for _, path, _ in self.files if path.is_file())
+        return files + sum(folder_bytes(path) for _, path, _ in self.files if is_folder(path))
 
-    def image_folders(self) -> dict[str, Path]:
+    def places(self) -> Sequence[Location]:
+        """See `Source`."""
+        return [place for _, *places in self.files for place in places]
+
+    def image_folders(self) -> dict[str, Location]:
         """See `Source`."""
         return {name: images for name, _, images in self.files}
 
@@ -165,21 +174,21 @@ class CocoSource:
         return Dataset(self.format, tuple(splits), tuple(table.values()))
 
 
-def _folder_split(folder: Path, splits: Sequence[str]) -> str:
+def _folder_split(folder: Location, splits: Sequence[str]) -> str:
     """Name of the split that a folder is."""
     return split_name(splits[0] if splits else folder.resolve().name)
 
 
-def check_folder(images: Path | None) -> None:
+def check_folder(images: Location | None) -> None:
     """Raise `TokenLabelsError` where an image folder is named that is not there."""
-    if images is not None and not images.is_dir():
+    if images is not None and not is_folder(images):
         raise TokenLabelsError(f"{images}: no such folder: name the image folder with --images, or leave it out.")
 
 
-def _default_root() -> Path:
-    candidates = [Path(), *([Path(os.environ["COCO_ROOT"])] if os.environ.get("COCO_ROOT") else []), Path("coco")]
+def _default_root() -> Location:
+    candidates = [Path(), *([located(os.environ["COCO_ROOT"])] if os.environ.get("COCO_ROOT") else []), Path("coco")]
     for candidate in candidates:
-        if any((candidate / "annotations").glob(f"{_PREFIX}*.json")):
+        if globbed(candidate / "annotations", f"{_PREFIX}*.json"):
             return candidate
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise TokenLabelsError(
@@ -188,7 +197,9 @@ def _default_root() -> Path:
     )
 
 
-def on_common_table(split: Split, categories: tuple[Category, ...], table: dict[int, Category], path: Path) -> Split:
+def on_common_table(
+    split: Split, categories: tuple[Category, ...], table: dict[int, Category], path: Location
+) -> Split:
     """Unite the category table of one file with `table`, and renumber the split's categories where that moves them."""
     for category in categories:
         known = table.setdefault(category.id, category)
@@ -209,16 +220,18 @@ def on_common_table(split: Split, categories: tuple[Category, ...], table: dict[
     return split
 
 
-def read_bytes(path: Path) -> memoryview:
+def read_bytes(path: Location) -> memoryview:
     """The bytes of a file. Not mapped: a file cut short while it is mapped would end the process."""
     try:
+        if not isinstance(path, Path):
+            return memoryview(content(path) or _refuse_empty(path))
         path.name.encode()
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise AnnotationFileError(path, "is no regular file: write it to disk first.")
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
-                raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.")
+                _refuse_empty(path)
             data = np.empty(size, np.uint8).data  # numpy asks for huge pages, which fill faster
             filled = 0
             while filled < size and (count := file.readinto(data[filled:])):
@@ -228,12 +241,16 @@ def read_bytes(path: Path) -> memoryview:
     except UnicodeEncodeError:
         raise AnnotationFileError(path, "has a name that is no UTF-8 text: rename it.") from None
     except (OSError, ValueError) as fault:
-        raise AnnotationFileError(path, f"cannot be read ({getattr(fault, 'strerror', None) or fault}).") from None
+        raise AnnotationFileError(path, f"cannot be read ({reason_of(fault)}).") from None
     return data[:filled]
 
 
+def _refuse_empty(path: Location) -> NoReturn:
+    raise AnnotationFileError(path, "is empty: it should hold COCO annotations as JSON.")
+
+
 def _read_split(
-    name: str, path: Path, images: Path, reading: Reading, log: FindingLog
+    name: str, path: Location, images: Location, reading: Reading, log: FindingLog
 ) -> tuple[Split, tuple[Category, ...]]:
     if path.is_dir():
         from tokenlabels.sources.coco_folder import read_folder

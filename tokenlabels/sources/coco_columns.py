@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from tokenlabels.sources.boxes import AnnotationNotes, FileNames, checked_boxes,
 from tokenlabels.sources.coco_json import BoxEntry, Document, EntryId, ImageEntry, MaskEntry
 from tokenlabels.sources.masks import pack_masks
 from tokenlabels.sources.paths import is_inside
+
+if TYPE_CHECKING:
+    pass
 
 _MAX_TABLE = 1 << 24
 """Range of ids up to which a table beats a search."""
