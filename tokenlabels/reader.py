@@ -356,7 +356,7 @@ def read_header(path: Location) -> ShardHeader:
         with parquet_file(path) as file:
             return header_of(file, path)
     except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
+        raise unreadable(path, fault) from None
 
 
 def header_of(file: pq.ParquetFile, path: Location) -> ShardHeader:
@@ -368,7 +368,7 @@ def header_of(file: pq.ParquetFile, path: Location) -> ShardHeader:
     try:
         return msgspec.json.decode(file.schema_arrow.metadata[b"tokenlabels"], type=ShardHeader)
     except (TypeError, KeyError, msgspec.MsgspecError) as fault:
-        raise _damaged(path, fault) from None
+        raise unreadable(path, fault) from None
 
 
 def _read(path: Location, columns: Sequence[str] | None) -> pa.Table:
@@ -379,7 +379,7 @@ def _read(path: Location, columns: Sequence[str] | None) -> pa.Table:
         _check_columns(path, columns, names)
         return pq.read_table(path, columns=columns, partitioning=None, memory_map=False)
     except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
+        raise unreadable(path, fault) from None
 
 
 def _read_stored(path: Location, columns: Sequence[str] | None) -> pa.Table:
@@ -388,7 +388,7 @@ def _read_stored(path: Location, columns: Sequence[str] | None) -> pa.Table:
             _check_columns(path, columns, file.schema_arrow.names)
             return file.read(columns=columns)
     except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
+        raise unreadable(path, fault) from None
 
 
 def _check_columns(path: Location, columns: Sequence[str] | None, names: Sequence[str]) -> None:
@@ -397,7 +397,8 @@ def _check_columns(path: Location, columns: Sequence[str] | None, names: Sequenc
             raise ParameterError(f"{path} holds no column {column!r}: it has {', '.join(names)}.")
 
 
-def _damaged(path: Location, fault: Exception) -> NotABuildError:
+def unreadable(path: Location, fault: Exception) -> NotABuildError:
+    """The error that says why a shard cannot be read."""
     reason = "is missing" if isinstance(fault, FileNotFoundError) else "is damaged or no shard"
     if isinstance(fault, OSError) and not isinstance(path, Path) and not isinstance(fault, FileNotFoundError):
         return NotABuildError(f"{path}: cannot be read ({reason_of(fault)}): run again when it can.")

@@ -201,7 +201,7 @@ class BuildDataset(IterableDataset[Any]):
     def _run(self, running: Pass, *, threads: bool) -> Iterator[Any]:
         """Items of a pass, from `running.done` on; it is kept up to date."""
         batch = self._batch_size or 1
-        layout, stretch = self._layout.renewed(), self._of_worker(running.worker, running.workers)
+        layout, stretch = self._layout, self._of_worker(running.worker, running.workers)
         pieces = sequence(
             [group.rows for group in layout.groups], (self._seed, running.epoch) if self._shuffle else None
         )

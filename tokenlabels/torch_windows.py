@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from tokenlabels.stats_shards import damaged
 from tokenlabels.threads import cores
 from tokenlabels.torch_columns import Column, column_for
-from tokenlabels.torch_groups import Layout, damaged, read_group
+from tokenlabels.torch_groups import Layout, read_group
 from tokenlabels.torch_order import Window
 
 Arrays: TypeAlias = dict[str, pa.Array]
