@@ -24,7 +24,7 @@ def every_column(folder: Path, **options: Any) -> Build:
     rng = np.random.default_rng(0)
     for split, images in SPLITS.items():
         _write_panoptic(folder / "coco", split, images, rng)
-    chosen = {"patch": [8, 16], "image_size": 64, "shard_rows": 3} | options
+    chosen: dict[str, Any] = {"patch": [8, 16], "image_size": 64, "shard_rows": 3} | options
     return tokenlabels.build(
         "semantic",
         root=folder / "coco",
@@ -83,5 +83,5 @@ def many_rows(folder: Path, images: int, **options: Any) -> Build:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "instances_many.json"
     path.write_text(json.dumps(document))
-    chosen = {"patch": 8, "image_size": 32, "shard_rows": 7} | options
+    chosen: dict[str, Any] = {"patch": 8, "image_size": 32, "shard_rows": 7} | options
     return tokenlabels.build("coco", annotations=path, out=folder / "labels", **chosen)

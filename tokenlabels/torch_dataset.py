@@ -19,7 +19,7 @@ from tokenlabels.torch_columns import CELL_COLUMNS, Column, RaggedCells, Rows
 from tokenlabels.torch_groups import Layout, read_layout
 from tokenlabels.torch_order import Stretch, of_rank, of_worker, sequence, shuffled, windows
 from tokenlabels.torch_position import MAX_EPOCH, MAX_WORKERS, Pass, Position, Progress
-from tokenlabels.torch_windows import WindowReader
+from tokenlabels.torch_windows import DecodedGroups, WindowReader
 
 _BLOCK = 256
 """Rows that are gathered at a time where rows are given out one by one."""
@@ -48,13 +48,19 @@ class BuildDataset(IterableDataset[Any]):
         shuffle: bool = False,
         seed: int = 0,
         window: int = 32_768,
+        cache_bytes: int = 128 << 20,
         rank: int | None = None,
         world_size: int | None = None,
         drop_remainder: bool = True,
         decode: bool = False,
         transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("window", window, 1)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("window", window, 1),
+            ("cache_bytes", cache_bytes, 0),
+        ):
             if value is not None and value < least:
                 raise ParameterError(f"{name} {value}: at least {least}.")
         self.rank, self.world_size = _place_in_world(rank, world_size)
@@ -79,6 +85,7 @@ class BuildDataset(IterableDataset[Any]):
         }
         if drop_remainder and 0 < self._total < self.world_size:
             raise ParameterError(f"{build.path}: {self._total} rows of {name} are too few for {self.world_size} ranks.")
+        self._kept = DecodedGroups(cache_bytes)
         self._position = Position()
         self._pass: Pass | None = None
 
@@ -194,7 +201,7 @@ class BuildDataset(IterableDataset[Any]):
     def _run(self, running: Pass, *, threads: bool) -> Iterator[Any]:
         """Items of a pass, from `running.done` on; it is kept up to date."""
         batch = self._batch_size or 1
-        layout, stretch = self._layout.renewed(), self._of_worker(running.worker, running.workers)
+        layout, stretch = self._layout, self._of_worker(running.worker, running.workers)
         pieces = sequence(
             [group.rows for group in layout.groups], (self._seed, running.epoch) if self._shuffle else None
         )
@@ -204,7 +211,7 @@ class BuildDataset(IterableDataset[Any]):
         left = [
             window for window in windows(pieces, stretch, row_bytes, batch, most) if window.start + window.rows > first
         ]
-        with WindowReader(layout, left, decode=self._decode, threads=threads) as reader:
+        with WindowReader(layout, left, self._kept, decode=self._decode, threads=threads) as reader:
             for window in left:
                 rows, skipped = window.rows, max(first - window.start, 0)
                 order = shuffled(rows, self._seed, running.epoch, 2, window.start) if self._shuffle else np.arange(rows)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
 
-from tokenlabels.errors import NotABuildError, ParameterError
-from tokenlabels.reader import Build
+from tokenlabels.errors import ParameterError
+from tokenlabels.reader import Build, unreadable
 from tokenlabels.shards import Columns, ShardHeader, schema_of
-from tokenlabels.storage import parquet_file
+from tokenlabels.stats_shards import damaged
+from tokenlabels.storage import STORE_THREADS, parquet_file
+from tokenlabels.store_faults import as_os_error
 from tokenlabels.threads import in_threads
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
     from tokenlabels.storage import Location
-
-_THREADS = 16
-"""Footers read at a time: stores answer slowly, but many at once."""
 
 _MAY_BE_NULL = ("image", "mask")
 
@@ -53,14 +50,6 @@ class Layout:
     fields: tuple[pa.Field, ...]
     header: ShardHeader
 
-    def renewed(self) -> Layout:
-        """The same with new connections to stores: those of a parent do not survive a fork."""
-        if all(isinstance(group.path, Path) for group in self.groups):
-            return self
-        paths = {group.path: group.path for group in self.groups}
-        renewed = dict(zip(paths, pickle.loads(pickle.dumps(list(paths))), strict=True))  # noqa: S301 - our own
-        return replace(self, groups=tuple(replace(group, path=renewed[group.path]) for group in self.groups))
-
 
 @dataclass(frozen=True, slots=True)
 class _Footer:
@@ -80,7 +69,7 @@ def read_layout(build: Build, grid: str, split: str | None, columns: Sequence[st
     """
     files = build.files(grid, split)
     listed = {build.path / shard.file: shard.rows for shard in build.shards}
-    footers = in_threads(functools.partial(_footer, columns=tuple(columns)), files, min(_THREADS, len(files)))
+    footers = in_threads(functools.partial(_footer, columns=tuple(columns)), files, STORE_THREADS)
     schema = footers[0].schema
     header = _header(files[0], schema)
     for column in columns:
@@ -116,13 +105,13 @@ def read_group(group: RowGroup, fields: Sequence[pa.Field], *, threads: bool) ->
         NotABuildError: the shard is missing, damaged or has changed.
     """
     try:
-        with parquet_file(group.path) as file:
+        with as_os_error(), parquet_file(group.path) as file:
             table = file.read_row_group(group.index, columns=[field.name for field in fields], use_threads=threads)
         if table.num_rows != group.rows or {*table.column_names} != {field.name for field in fields}:
             raise damaged(group.path, "has changed since it was opened")
         found = {field.name: _single(table.column(field.name)) for field in fields}
     except (OSError, pa.ArrowException) as fault:
-        raise _unreadable(group.path, fault) from None
+        raise unreadable(group.path, fault) from None
     for field in fields:
         if not found[field.name].type.equals(field.type):
             raise damaged(group.path, "has changed since it was opened")
@@ -137,11 +126,11 @@ def _single(column: pa.ChunkedArray) -> pa.Array:
 
 def _footer(path: Location, columns: tuple[str, ...]) -> _Footer:
     try:
-        with parquet_file(path) as file:
+        with as_os_error(), parquet_file(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
             stored = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     except (OSError, pa.ArrowException) as fault:
-        raise _unreadable(path, fault) from None
+        raise unreadable(path, fault) from None
     rows = [group.num_rows for group in stored]
     return _Footer(schema, rows, [_row_bytes(group, schema, columns) for group in stored])
 
@@ -170,12 +159,3 @@ def _header(path: Location, schema: pa.Schema) -> ShardHeader:
         return msgspec.json.decode((schema.metadata or {})[b"tokenlabels"], type=ShardHeader)
     except (KeyError, msgspec.MsgspecError):
         raise damaged(path, "is damaged or no shard") from None
-
-
-def damaged(path: Location, problem: str) -> NotABuildError:
-    """The error that says what is wrong with a shard."""
-    return NotABuildError(f"{path}: {problem}: run the same build command again to mend it.")
-
-
-def _unreadable(path: Location, fault: Exception) -> NotABuildError:
-    return damaged(path, "is missing" if isinstance(fault, FileNotFoundError) else "is damaged or no shard")

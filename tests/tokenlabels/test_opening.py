@@ -89,7 +89,7 @@ def test_tables(
     read: Callable[[Path, str], list[Row]], grid: str, built: Build, expected: Callable[..., list[Row]]
 ) -> None:
     for split in built.splits:
-        assert read(built.path / grid, split) == expected(grid, split)
+        assert read(built.folder / grid, split) == expected(grid, split)
 
 
 def test_sql_reaches_into_lists_and_objects(built: Build, expected: Callable[..., list[Row]]) -> None:
@@ -106,7 +106,7 @@ def test_sql_reaches_into_lists_and_objects(built: Build, expected: Callable[...
 
 
 def test_types_are_those_that_were_written(built: Build) -> None:
-    schema = pl.scan_parquet(built.path / "64x64-p8", hive_partitioning=False).collect_schema()
+    schema = pl.scan_parquet(built.folder / "64x64-p8", hive_partitioning=False).collect_schema()
     assert schema.names() == built.table().column_names
     assert schema["labels"] == pl.List(pl.UInt8)
     assert schema["categories"] == pl.List(pl.UInt16)

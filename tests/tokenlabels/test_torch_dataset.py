@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data._utils.worker import WorkerInfo
 
 import tokenlabels
-from tokenlabels import torch_dataset, torch_windows
+from tokenlabels import torch_dataset, torch_groups, torch_windows
 from tokenlabels.errors import NotABuildError, ParameterError, TokenLabelsError
 from tokenlabels.reader import Build
+from tokenlabels.storage import located
 from tokenlabels.torch_dataset import BuildDataset
 
 ROWS = 100
@@ -263,7 +263,7 @@ def test_ranks_come_from_the_environment(many: Build, monkeypatch: pytest.Monkey
 def test_workers_read_each_its_part(many: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """15 row groups: a border between two workers cuts one at most."""
     read: list[int] = []
-    whole = torch_windows.read_group
+    whole = torch_groups.read_group
 
     def counted(group: Any, *rest: Any, **options: Any) -> Any:
         read.append(group.path)
@@ -277,11 +277,29 @@ def test_workers_read_each_its_part(many: Build, monkeypatch: pytest.MonkeyPatch
     assert len(read) <= 15 + 3
 
 
+@pytest.mark.parametrize(("cache", "again"), [(1 << 20, 0), (100, 11), (0, 15)])
+def test_row_groups_that_fit_are_kept(cache: int, again: int, many: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 14 row groups with 7 counts of 4 bytes three fit in 100 bytes, and the last, which has 2 counts."""
+    read: list[int] = []
+    whole = torch_groups.read_group
+
+    def counted(group: Any, *rest: Any, **options: Any) -> Any:
+        read.append(group.path)
+        return whole(group, *rest, **options)
+
+    monkeypatch.setattr(torch_windows, "read_group", counted)
+    dataset = many.torch_dataset(columns=["fg_count"], cache_bytes=cache)
+    first = list(dataset)
+    assert len(read) == 15
+    assert list(dataset) == first
+    assert len(read) == 15 + again
+
+
 def test_memory_holds_a_window(tmp_path: Path) -> None:
     """1,600 rows of 4 KiB of scores in shards of 25; windows of 50 rows are 32 times smaller than all."""
     built = many_rows(tmp_path, 1600, image_size=256, shard_rows=25)
     size = 1600 * 32 * 32 * 4
-    dataset = built.torch_dataset(columns=["scores"], batch_size=10, shuffle=True, window=50)
+    dataset = built.torch_dataset(columns=["scores"], batch_size=10, shuffle=True, window=50, cache_bytes=0)
     before = pa.total_allocated_bytes()
     tracemalloc.start()
     arrow = 0
@@ -310,14 +328,29 @@ def test_a_data_loader_gives_the_same_rows(many: Build, monkeypatch: pytest.Monk
     assert rows[0] != rows[1]
 
 
+def test_a_build_in_a_store(many: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = located(f"memory://torch/{tmp_path.name}")
+    for path in many.folder.rglob("*.*"):
+        (store / str(path.relative_to(many.folder))).write_bytes(path.read_bytes())
+    options: dict[str, Any] = {"shuffle": True, "batch_size": 8, "window": 20}
+    stored, on_disk = tokenlabels.open(str(store)).torch_dataset(**options), many.torch_dataset(**options)
+    for worker in range(2):
+        assert ids(in_worker(monkeypatch, stored, worker, 2)) == ids(in_worker(monkeypatch, on_disk, worker, 2))
+    stored.load_state_dict(on_disk.state_dict())  # the same build, wherever it is
+    shard = tokenlabels.open(str(store)).files()[7]
+    shard.unlink()
+    with pytest.raises(NotABuildError, match=f"{shard}: is missing"):
+        list(stored)
+
+
 # --- what cannot be ---------------------------------------------------------------------------------------------------
 
 
-def broken(many: Build, folder: Path, damage: str) -> tuple[Build, Path, Iterator[Any]]:
+def broken(many: Build, folder: Path, damage: str) -> tuple[Build, Path, BuildDataset]:
     """A copy whose eighth shard is damaged after the data set was made."""
-    shutil.copytree(many.path, folder / "copy")
+    shutil.copytree(many.folder, folder / "copy")
     built = tokenlabels.open(folder / "copy")
-    dataset, shard = built.torch_dataset(batch_size=10), built.files()[7]
+    dataset, shard = built.torch_dataset(batch_size=10), built.folder / built.shards[7].file
     if damage == "missing":
         shard.unlink()
     else:
@@ -343,7 +376,8 @@ def test_workers_name_it_too(many: Build, tmp_path: Path) -> None:
     try:
         list(dataset)
     except NotABuildError:
-        sent = pickle.dumps(ExceptionWrapper(where="in DataLoader worker process 0"))
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")  # type: ignore[no-untyped-call]
+        sent = pickle.dumps(wrapped)
     with pytest.raises(NotABuildError, match=f"{shard}: is damaged or no shard"):
         pickle.loads(sent).reraise()
 
@@ -357,6 +391,7 @@ def test_workers_name_it_too(many: Build, tmp_path: Path) -> None:
         ({"columns": []}, "no columns"),
         ({"batch_size": 0}, "batch_size 0: at least 1"),
         ({"seed": -1}, "seed -1: at least 0"),
+        ({"cache_bytes": -1}, "cache_bytes -1: at least 0"),
         ({"window": 0}, "window 0: at least 1"),
         ({"rank": 1}, "go together"),
         ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
@@ -371,9 +406,9 @@ def test_what_cannot_be_is_said(options: dict[str, Any], says: str, many: Build)
 def test_a_shard_of_another_build_is_refused(many: Build, ragged: Build, full: Build, tmp_path: Path) -> None:
     for other, says in ((ragged, "is not of the grid 32x32-p8"), (many, "has 2 rows where the manifest says 7")):
         folder = tmp_path / other.path.parent.name
-        shutil.copytree(many.path, folder)
+        shutil.copytree(many.folder, folder)
         built = tokenlabels.open(folder)
-        shutil.copy(other.files()[-1], built.files()[3])
+        shutil.copy(other.folder / other.shards[-1].file, built.folder / built.shards[3].file)
         with pytest.raises(NotABuildError, match=f"{built.files()[3]}: {says}"):
             built.torch_dataset()
 
