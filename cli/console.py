@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
     from rich.table import Table
 
 _QUIET_SECONDS = 1.0
@@ -229,12 +229,12 @@ class StderrProgress:
         if not self._shown or time.monotonic() - self._since < _QUIET_SECONDS:
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            *self._counts(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -243,6 +243,12 @@ class StderrProgress:
         )
         self._bar.start()
         self._show_stage()
+
+    def _counts(self) -> list[ProgressColumn]:
+        """The columns that say how many steps are done."""
+        from rich.progress import MofNCompleteColumn
+
+        return [MofNCompleteColumn()]
 
     def _show_stage(self) -> None:
         assert self._bar is not None
@@ -257,6 +263,15 @@ class StderrProgress:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class BytesProgress(StderrProgress):
+    """One whose steps are bytes."""
+
+    def _counts(self) -> list[ProgressColumn]:
+        from rich.progress import DownloadColumn, TransferSpeedColumn
+
+        return [DownloadColumn(), TransferSpeedColumn()]
 
 
 def run_app(app: Callable[[], Any]) -> None:

@@ -98,6 +98,13 @@ class CheckName(StrEnum):
     full = "full"
 
 
+class EngineName(StrEnum):
+    """Where the work is done."""
+
+    local = "local"
+    dask = "dask"
+
+
 class RasterizerName(StrEnum):
     """Who turns polygons into pixels."""
 
@@ -106,7 +113,7 @@ class RasterizerName(StrEnum):
 
 
 READ, GRID, RULE = "What is read", "Grid", "Rule and foreground"
-VALUES, STORE = "Values of semantic masks", "What is written"
+VALUES, STORE, WHERE = "Values of semantic masks", "What is written", "Where the work is done"
 
 SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
 BuildArgument = Annotated[Location, typer.Argument(parser=place, metavar="OUT", help="Folder of a build.")]
@@ -120,7 +127,12 @@ RootOption = Annotated[
     ),
 ]
 AnnotationsOption = Annotated[
-    Location | None, typer.Option(**PLACE, help="A single annotation file instead of --root.", rich_help_panel=READ)
+    Location | None,
+    typer.Option(
+        **PLACE,
+        help="A single annotation file instead of --root; coco: or a folder with a JSON file for each image.",
+        rich_help_panel=READ,
+    ),
 ]
 ImagesOption = Annotated[
     Location | None, typer.Option(**PLACE, help="Image folder [default: ROOT/<split>].", rich_help_panel=READ)
@@ -170,4 +182,18 @@ LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Only the first N images of each split.", rich_help_panel=READ)
 ]
 GridOption = Annotated[str | None, typer.Option(help="Grid name [default: the first].")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes [default: by cores and file size].", rich_help_panel=WHERE)
+]
+EngineOption = Annotated[
+    EngineName, typer.Option(help="local: processes of this machine; dask: a Dask cluster.", rich_help_panel=WHERE)
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Dask scheduler, tcp://HOST:8786; its workers must see --out and the images [default: start a cluster of "
+        "--workers processes here].",
+        rich_help_panel=WHERE,
+    ),
+]

@@ -30,7 +30,7 @@ def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, o
     splits = {
         part.name: {
             "images": len(part.records),
-            "annotations": len(part.records.ids),
+            "annotations": part.records.annotation_count,
             "shards": -(-len(part.records) // options.shard_rows),
         }
         for part in plan.dataset.splits
@@ -60,7 +60,7 @@ def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, o
         table.add_row(name, *(f"{count:,}" for count in counts.values()))
     print_table(table)
     print_line(f"grids: {', '.join(grids)}")
-    print_line(f"estimated size: {_human(size)} ({size:,} bytes)")
+    print_line(f"estimated size: {human_size(size)} ({size:,} bytes)")
     if log.counts:
         print_findings(log)
 
@@ -122,7 +122,7 @@ def report_build(
     if manifest["findings"]:
         _print_manifest_findings(manifest)
     speed = f" in {seconds:.1f} s ({image_count / seconds:,.0f} images/s)" if "finishing" in stages else ""
-    print_line(f"{image_count:,} images{speed}; {len(built.shards)} shards, {_human(size)}, in {built.path}")
+    print_line(f"{image_count:,} images{speed}; {len(built.shards)} shards, {human_size(size)}, in {built.path}")
     _suggest(built, images)
 
 
@@ -202,7 +202,8 @@ def _print_manifest_findings(manifest: dict[str, Any]) -> None:
     print_table(table)
 
 
-def _human(size: float) -> str:
+def human_size(size: float) -> str:
+    """A number of bytes, as people write it."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

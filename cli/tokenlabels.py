@@ -21,6 +21,8 @@ from cli.console import (
     run_app,
     say,
 )
+from cli.converting import export, merge, split
+from cli.downloading import download
 from cli.options import (
     GRID,
     PLACE,
@@ -31,6 +33,8 @@ from cli.options import (
     BuildArgument,
     CategoriesOption,
     CheckName,
+    EngineName,
+    EngineOption,
     GridOption,
     IgnoreOption,
     ImagesOption,
@@ -49,6 +53,7 @@ from cli.options import (
     RootOption,
     RuleChoice,
     SampleOption,
+    SchedulerOption,
     SourceArgument,
     SourceName,
     SplitOption,
@@ -185,6 +190,8 @@ def build(
         typer.Option(min=1, help="Images per shard [default: 4096, 512 with images].", rich_help_panel=STORE),
     ] = None,
     workers: WorkersOption = None,
+    engine: EngineOption = EngineName.local,
+    scheduler: SchedulerOption = None,
     on_error: Annotated[
         OnErrorName, typer.Option(help="Stop at bad annotations, or leave them out.")
     ] = OnErrorName.raise_,
@@ -254,6 +261,8 @@ def build(
                 log,
                 progress,
                 workers=workers,
+                engine=engine.value,
+                scheduler=scheduler,
                 overwrite=overwrite,
                 rasterizer=rasterizer.value,
             )
@@ -290,7 +299,7 @@ def check(
     places = Places(root, annotations, images, masks, split, sample)
     meaning = ignore, background, reduce_zero_label, None if stuff is None else stuff.value, mask_suffix
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
-        from tokenlabels.builder import make_executor
+        from tokenlabels.builder import make_executor, workers_for
         from tokenlabels.check import FindingLog
         from tokenlabels.checking import check_source
         from tokenlabels.sources.locate import split_categories
@@ -305,7 +314,7 @@ def check(
                 examples=None,
                 source_format=found.format,
             )
-            with make_executor(workers, found.input_bytes(masks=True)) as executor:
+            with make_executor(workers_for(workers, found), found.input_bytes(masks=True)) as executor:
                 dataset = check_source(found, log, limit=limit, run=executor.run, progress=progress)
         progress.stop()
         files = {part.name: {"file": part.file.file, "images": len(part.records)} for part in dataset.splits}
@@ -406,7 +415,11 @@ def show(
             print_line(str(path))
 
 
+app.command()(merge)
+app.command()(split)
+app.command()(export)
 app.command(cls=PlainCommand)(sample)
+app.command()(download)
 
 
 Meaning: TypeAlias = tuple[list[int] | None, list[int] | None, bool, str | None, str | None]

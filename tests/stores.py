@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.request import Request, urlopen
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tokenlabels.storage import located
 
@@ -34,7 +34,7 @@ def store(address: str) -> UPath:
 def s3_server() -> Iterator[str]:
     """A server of S3 that the environment names, with one empty bucket; yields the bucket's address."""
     from moto.server import ThreadedMotoServer
-    from s3fs import S3FileSystem  # type: ignore[import-untyped]
+    from s3fs import S3FileSystem
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

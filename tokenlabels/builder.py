@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
 import tokenlabels
 from tokenlabels.check import FindingLog
 from tokenlabels.cutting import planned_files, tasks_of
-from tokenlabels.errors import FindingsError, ParameterError
+from tokenlabels.errors import FindingsError, ParameterError, TokenLabelsError
 from tokenlabels.executors import Executor, ProcessExecutor, SerialExecutor
 from tokenlabels.finishing import finish_build
 from tokenlabels.grid import ImageSizeLike, PatchLike
@@ -30,6 +32,7 @@ from tokenlabels.output import (
     is_unfinished,
     remove_temporaries,
     resume,
+    spools_of,
 )
 from tokenlabels.planning import Plan, make_plan, new_log
 from tokenlabels.progress import Progress, Silent
@@ -40,7 +43,9 @@ from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.storage import located, stays_in_process
 from tokenlabels.store_faults import explained
-from tokenlabels.threads import MAX_THREADS, cores
+from tokenlabels.threads import cores
+
+Engine: TypeAlias = Literal["local", "dask"]
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -89,6 +94,8 @@ def build(
     on_error: OnError = "raise",
     check: CheckLevel = "fast",
     workers: int | None = 1,
+    engine: Engine = "local",
+    scheduler: str | None = None,
     overwrite: bool = False,
     rasterizer: Rasterizer = "kernel",
     progress: Progress | None = None,
@@ -137,6 +144,8 @@ def build(
         check: fast, or full, which also looks for polygons that cross themselves and at the image files.
         workers: processes; None decides by the size of the annotation files and the cores. More than one needs the
             usual `if __name__ == "__main__":` guard in a script.
+        engine: local, or dask: on a Dask cluster of this machine, or on the one of `scheduler`.
+        scheduler: address of a Dask scheduler, such as `tcp://HOST:8786`; its workers must see `out` and the images.
         overwrite: replace a build that was made with other parameters.
         rasterizer: `pycocotools` cross-checks the compiled kernel; the result is the same, slower.
         progress: told about stages and steps.
@@ -193,6 +202,8 @@ def build(
         log or new_log(chosen, found),
         progress or Silent(),
         workers=workers,
+        engine=engine,
+        scheduler=scheduler,
         overwrite=overwrite,
         rasterizer=rasterizer,
     )
@@ -207,12 +218,15 @@ def build_source(
     progress: Progress,
     *,
     workers: int | None = 1,
+    engine: Engine = "local",
+    scheduler: str | None = None,
     overwrite: bool = False,
     rasterizer: Rasterizer = "kernel",
 ) -> Build:
     """`build`, its parameters checked and its source found."""
     check_ownership(folder)
-    executor = make_executor(workers_for(workers, source, folder), work_of(source, options))
+    count = workers_for(workers, source, folder, engine=engine)
+    executor = make_executor(count, work_of(source, options), engine=engine, scheduler=scheduler, out=folder)
     with executor:
         executor.start()
         plan = make_plan(source, options, log, progress, run=executor.run, rasterizer=rasterizer)
@@ -250,7 +264,7 @@ def work_of(source: Source, options: BuildOptions) -> int:
     return source.input_bytes(masks=options.rule.kind.reads_masks)
 
 
-def workers_for(workers: int | None, source: Source, *places: Location) -> int | None:
+def workers_for(workers: int | None, source: Source, *places: Location, engine: Engine = "local") -> int | None:
     """The number of workers, 1 where nobody chose and a place is in this process's memory.
 
     Raises:
@@ -259,22 +273,44 @@ def workers_for(workers: int | None, source: Source, *places: Location) -> int |
     hidden = next((place for place in (*source.places(), *places) if stays_in_process(place)), None)
     if hidden is None:
         return workers
-    if workers not in (None, 1):
-        raise ParameterError(f"{hidden}: is in the memory of one process: use one worker (--workers 1).")
+    if workers not in (None, 1) or engine != "local":
+        raise ParameterError(
+            f"{hidden}: is in the memory of one process: use one worker (--workers 1) and no --engine."
+        )
     return 1
 
 
-def threads_of(executor: Executor) -> int:
-    """Threads that each worker may use."""
-    return max(1, min(MAX_THREADS, cores() // executor.workers))
+def make_executor(
+    workers: int | None,
+    input_bytes: int,
+    *,
+    engine: Engine = "local",
+    scheduler: str | None = None,
+    out: Location | None = None,
+) -> Executor:
+    """Serial for one worker or little work, else processes; with `engine="dask"` a cluster that writes into `out`.
 
-
-def make_executor(workers: int | None, input_bytes: int) -> Executor:
-    """Serial for one worker or little work, else processes."""
+    Raises:
+        ParameterError: parameters that contradict each other.
+        TokenLabelsError: Dask is not installed.
+    """
     if workers is not None and not 1 <= workers <= 1024:
         raise ParameterError(f"workers {workers} is out of range: 1 to 1024.")
+    if engine not in ("local", "dask"):
+        raise ParameterError(f"unknown engine {engine!r}: use local or dask.")
+    if scheduler is not None and engine != "dask":
+        raise ParameterError("--scheduler goes with --engine dask.")
+    if scheduler is not None and workers not in (None, 1):
+        raise ParameterError("--workers starts processes here; the cluster of --scheduler has its own: leave it out.")
     if workers is None:
         workers = max(1, min(cores(), input_bytes // _BYTES_PER_WORKER))
+    if engine == "dask":
+        if find_spec("distributed") is None:
+            raise TokenLabelsError("--engine dask needs Dask, which is not installed: pip install 'tokenlabels[dask]'.")
+        from tokenlabels.dask_executor import DaskExecutor
+
+        spool = spools_of(out) if out is not None and (scheduler or isinstance(out, Path)) else None
+        return DaskExecutor(spool, scheduler=scheduler, workers=workers)
     return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 
 
@@ -287,13 +323,16 @@ def _run(
     progress: Progress,
 ) -> list[JournalEntry]:
     """Write the shards that are not finished; returns the journal of all, in the order of the manifest."""
-    tasks = tasks_of(folder, plan.dataset, plan.image_bytes, options, finished, threads_of(executor))
+    place, lease = folder.absolute(), executor.lease  # workers may have another working directory
+    tasks = tasks_of(place, plan.dataset, plan.image_bytes, options, finished, executor.threads, lease)
     progress.stage("building shards", plan.images)
     progress.advance(sum(entry.shard.rows for entry in finished.values()) // len(options.grids))
     entries = dict(finished)
     for written in executor.run("tokenlabels.tasks:write_shards", tasks):
         entries |= {entry.shard.file: entry for entry in written}
         progress.advance(sum(entry.shard.rows for entry in written) // len(options.grids))
+    if lease is not None:
+        remove_temporaries(folder)  # of workers that died, whose tasks others have done
     return [entries[file] for file in planned_files(plan.dataset, options)]
 
 
@@ -301,7 +340,7 @@ def _manifest(plan: Plan, log: FindingLog) -> dict[str, Any]:
     """What `manifest.json` says, but for shards; nothing in it depends on time, machine or how the build was run."""
     parameters = {name: value for name, value in plan.parameters.items() if name != "sources"}
     splits = {
-        split.name: {"images": len(split.records), "annotations": len(split.records.ids)}
+        split.name: {"images": len(split.records), "annotations": split.records.annotation_count}
         for split in plan.dataset.splits
     }
     return {

@@ -35,24 +35,26 @@ def card_text(manifest: dict[str, Any], out: Location) -> str:
         manifest: the manifest, as JSON values.
         out: folder of the build, whose first shards tell the columns.
     """
-    known = _known(manifest)
+    known = known_origin(manifest)
     front = yaml.safe_dump(_front_matter(manifest, out, known), sort_keys=False, allow_unicode=True, width=1_000)
     return f"---\n{front}---\n\n{_body(manifest, known)}"
 
 
-def _known(manifest: dict[str, Any]) -> KnownDataset | None:
+def known_origin(manifest: dict[str, Any]) -> KnownDataset | None:
     """The official data set that a build was made of: same categories, and no other splits."""
     background = manifest["parameters"].get("background", [])
     table = [
         (category["id"], category["name"]) for category in manifest["categories"] if category["id"] not in background
     ]
+    cut = manifest["parameters"].get("cut")
+    splits = [cut["split"]] if cut else manifest["splits"]
     for dataset in known_datasets():
         offset = dataset.masks.offset if dataset.masks else 0
         names = [category["name"] for category in dataset.categories]
         ids = [category["id"] for category in dataset.categories]
         numberings = [ids, [each - offset for each in ids], range(len(ids))]  # semantic builds number by mask value
         known = any(table == list(zip(numbering, names, strict=True)) for numbering in numberings)
-        if known and all(split in dataset.splits for split in manifest["splits"]):
+        if known and all(split in dataset.splits for split in splits):
             return dataset
     return None
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import VOID_VALUE, Dataset, Records, Split
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.embedding import Embedding
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
@@ -54,6 +55,7 @@ def tasks_of(
     options: BuildOptions,
     finished: Mapping[str, JournalEntry],
     threads: int,
+    lease: Location | None = None,
 ) -> Iterator[ShardTask]:
     """The tasks whose shards are not all finished.
 
@@ -64,6 +66,7 @@ def tasks_of(
         options: what a build holds.
         finished: shards that are there, by file.
         threads: that each task may use.
+        lease: see `Executor`.
     """
     counts = shard_counts(dataset, options)
     for split, sizes, total in zip(dataset.splits, image_bytes, counts, strict=True):
@@ -88,6 +91,7 @@ def tasks_of(
                 source_name=split.file.file,
                 records=_needed(records, options),
                 threads=threads,
+                lease=lease,
             )
 
 
@@ -104,9 +108,13 @@ def columns_of(split: Split, options: BuildOptions) -> Columns:
     )
 
 
-def _needed(records: Records, options: BuildOptions) -> Records:
+def _needed(records: Records | DeferredRecords, options: BuildOptions) -> Records | DeferredRecords:
     """Records without masks that the rule does not look at."""
-    if options.rule.kind.reads_masks or (records.maps is not None and records.maps.category_count):
+    if (
+        isinstance(records, DeferredRecords)
+        or options.rule.kind.reads_masks
+        or (records.maps is not None and records.maps.category_count)
+    ):
         return records
     return replace(records, masks=None, maps=None)
 

@@ -58,5 +58,13 @@ class NotABuildError(TokenLabelsError):
     """A folder that is no finished build, or whose manifest or shards are damaged."""
 
 
+class SchedulerError(TokenLabelsError):
+    """A Dask scheduler that cannot be reached, or whose workers cannot run tasks."""
+
+
 class WorkerDiedError(TokenLabelsError):
     """A worker process ended without answering (killed, out of memory, crashed)."""
+
+
+class DownloadError(TokenLabelsError):
+    """A file cannot be fetched, is not what it should be, or cannot be unpacked."""

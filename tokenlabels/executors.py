@@ -16,23 +16,34 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tokenlabels.errors import TokenLabelsError, WorkerDiedError
+from tokenlabels.fork_server import ForkServer, interrupts_wait
+from tokenlabels.threads import threads_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Run: TypeAlias = Callable[[str, Iterable[Any]], Iterator[Any]]
 """`Executor.run`."""
 
-_PRELOADED = "tokenlabels.worker"
-
 
 class Executor(Protocol):
-    """Runs independent tasks; a context manager, left early (Ctrl-C, a failed task) it leaves no process behind."""
+    """Runs independent tasks; a context manager, left early (Ctrl-C, a failed task) it leaves no process behind.
 
-    workers: int
+    Attributes:
+        threads: that each task may use.
+        lease: a file that is there as long as somebody waits for the results; a task that finds it gone must not
+            commit. None: tasks end with this executor.
+    """
+
+    threads: int
+
+    @property
+    def lease(self) -> Location | None: ...
 
     def start(self) -> None:
         """Begin whatever takes time, in the background, so that it is ready when `run` is called."""
@@ -45,7 +56,7 @@ class Executor(Protocol):
         """
 
     def stop(self) -> None:
-        """End the workers at once, whatever they are doing."""
+        """End the tasks at once; none commits anything afterwards."""
 
     def __enter__(self) -> Executor: ...
 
@@ -57,7 +68,10 @@ class Executor(Protocol):
 class SerialExecutor:
     """One task after the other in this process."""
 
-    workers = 1
+    lease = None
+
+    def __init__(self) -> None:
+        self.threads = threads_of(1)
 
     def start(self) -> None:
         """See `Executor`."""
@@ -90,13 +104,16 @@ class ProcessExecutor:
     as the parent is gone, even by SIGKILL.
     """
 
+    lease = None
+
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.threads = threads_of(workers)
         self._workers: list[_Worker] = []
         self._starter: threading.Thread | None = None
         self._start_fault: Exception | None = None
         self._cancelled = False
-        self._fork_server = _ForkServer()
+        self._fork_server = ForkServer()
 
     def start(self) -> None:
         """See `Executor`."""
@@ -112,7 +129,7 @@ class ProcessExecutor:
                     return
                 here, there = context.Pipe()
                 process = context.Process(target=_serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
-                with _interrupts_wait():
+                with interrupts_wait():
                     process.start()
                 there.close()
                 self._workers.append(_Worker(process, here))
@@ -200,6 +217,19 @@ def _resolved(name: str) -> Callable[[Any], Any]:
     return function
 
 
+def outcome(function: str, task: Any) -> tuple[bool, Any]:
+    """What a worker answers: whether a task went well, and its result or what it raised."""
+    try:
+        return True, _resolved(function)(task)
+    except TokenLabelsError as fault:
+        return False, fault
+    except MemoryError:
+        return False, WorkerDiedError("a worker ran out of memory: use fewer --workers.")
+    except Exception as fault:  # noqa: BLE001  a bug: the parent shows it whole
+        fault.add_note(f"in a worker process:\n{traceback.format_exc()}")
+        return False, fault
+
+
 def _died(worker: _Worker) -> WorkerDiedError:
     worker.process.join(5)
     code = worker.process.exitcode
@@ -209,57 +239,6 @@ def _died(worker: _Worker) -> WorkerDiedError:
     )
 
 
-class _ForkServer:
-    """The fork server of this process: started with Ctrl-C held back, and ended if it was ours to start."""
-
-    def __init__(self) -> None:
-        self._ours = False
-
-    def context(self) -> BaseContext:
-        """A context to make processes with."""
-        if "forkserver" not in multiprocessing.get_all_start_methods():
-            return multiprocessing.get_context("spawn")
-        from multiprocessing import forkserver, resource_tracker
-
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([_PRELOADED])
-        self._ours = self._pid() is None
-        resource_tracker.ensure_running()  # else the fork server starts it, which lets Ctrl-C through again
-        with _interrupts_wait():
-            forkserver.ensure_running()
-        return context
-
-    def end(self) -> None:
-        """Kill the server, which may be compiling for a while yet; the next pool starts another."""
-        pid = self._pid()
-        if self._ours and pid is not None:
-            from multiprocessing import forkserver
-
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]
-
-    def _pid(self) -> int | None:
-        if "forkserver" not in multiprocessing.get_all_start_methods():
-            return None
-        from multiprocessing import forkserver
-
-        return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
-
-
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back in this thread; a process started meanwhile never sees it, not even while Python loads."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _serve(connection: Connection[Any, Any]) -> None:
     """Main function of a worker: answer tasks until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -267,17 +246,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, task = connection.recv()
-            answer: tuple[bool, Any]
-            try:
-                answer = True, _resolved(function)(task)
-            except TokenLabelsError as fault:
-                answer = False, fault
-            except MemoryError:
-                answer = False, WorkerDiedError("a worker ran out of memory: use fewer --workers.")
-            except Exception as fault:  # noqa: BLE001  a bug: the parent shows it whole
-                fault.add_note(f"in a worker process:\n{traceback.format_exc()}")
-                answer = False, fault
-            connection.send(answer)
+            connection.send(outcome(function, task))
 
 
 def _end_with_parent() -> None:

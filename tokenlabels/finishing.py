@@ -1,4 +1,4 @@
-"""The end of every build, whatever its shards were made from: totals, card and manifest."""
+"""The end of every build, whatever its shards were made from: totals, card, Croissant metadata and manifest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenlabels.card import card_text
-from tokenlabels.output import CARD, JournalEntry, finish
+from tokenlabels.croissant import croissant_json
+from tokenlabels.output import CARD, CROISSANT, JournalEntry, finish
 from tokenlabels.totals import totals
 
 if TYPE_CHECKING:
@@ -28,4 +29,4 @@ def finish_build(folder: Location, manifest: dict[str, Any], entries: Sequence[J
     """
     whole = manifest | {"shards": [msgspec.to_builtins(entry.shard) for entry in entries]}
     whole["totals"] = totals({entry.shard.file: entry.sums for entry in entries}, whole)
-    finish(folder, whole, {CARD: card_text(whole, folder).encode()})
+    finish(folder, whole, {CARD: card_text(whole, folder).encode(), CROISSANT: croissant_json(whole, folder)})

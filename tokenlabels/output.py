@@ -3,6 +3,7 @@
 OUT/.build/parameters.json      parameters and source hashes, written before the first shard
 OUT/.build/journal/GRID/NAME    one file for each finished shard, written by the task that made it
 OUT/.build/discarded.json       the manifest of a build that `--overwrite` is deleting
+OUT/.build/spool/               what workers of a cluster are to read, see `spool.py`
 OUT/.build/lock                 held (flock) by the one process that builds; workers hold no lock
 OUT/manifest.json               written last; then `.build/` goes
 
@@ -35,6 +36,7 @@ from tokenlabels.check import Finding
 from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError, TokenLabelsError
 from tokenlabels.shards import ShardEntry, is_temporary, sha256_of, unwritable, write_atomically
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.spool import remove_spools
 from tokenlabels.storage import (
     content,
     exists,
@@ -122,7 +124,7 @@ def build_lock(out: Location) -> Iterator[None]:
         _remove_empty(made)
         raise unwritable(out, fault) from None
     with file:
-        busy = OutputError(f"{out}: another build is writing here: wait for it, or name another --out.")
+        busy = another_build(out)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -137,6 +139,16 @@ def build_lock(out: Location) -> Iterator[None]:
             if not (out / _STATE / "parameters.json").exists() and not (out / _STATE / "discarded.json").exists():
                 lock.unlink(missing_ok=True)
                 _remove_empty(made)
+
+
+def another_build(out: Location) -> OutputError:
+    """The error that says that somebody else has the folder."""
+    return OutputError(f"{out}: another build is writing here: wait for it, or name another --out.")
+
+
+def spools_of(out: Location) -> Location:
+    """Where spools of this build may be, see `spool.py`."""
+    return out / _STATE / "spool"
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -187,6 +199,7 @@ def resume(out: Location, parameters: dict[str, Any], *, overwrite: bool) -> dic
         BuildMismatchError: the folder holds a build, finished or not, with other parameters.
         NotABuildError: the manifest there is damaged.
     """
+    remove_spools(spools_of(out))
     if exists(out / _STATE / "discarded.json"):
         discard(out)
     finished = is_file(out / MANIFEST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import Category, SourceFile
-from tokenlabels.errors import NotABuildError, ParameterError
+from tokenlabels.errors import NotABuildError, ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.output import MANIFEST, is_shard_path, load_manifest
 from tokenlabels.rules import PaddingPolicy, Policy, RuleName
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from tokenlabels.storage import Location
+    from tokenlabels.torch_dataset import BuildDataset
 
 _READ_AT_A_TIME = 4
 """Shards of a store; each is fetched by many requests anyway."""
@@ -206,6 +207,98 @@ class Build:
         flat = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
         return flat.reshape(-1, *shape)
 
+    def torch_dataset(
+        self,
+        grid: str | None = None,
+        split: str | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        drop_last: bool = False,
+        shuffle: bool = False,
+        seed: int = 0,
+        window: int = 32_768,
+        cache_bytes: int = 128 << 20,
+        rank: int | None = None,
+        world_size: int | None = None,
+        drop_remainder: bool = True,
+        decode: bool = False,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> BuildDataset:
+        """The rows as an iterable data set for `torch.utils.data.DataLoader`.
+
+        A row is a dict of the columns: cells as tensors (rows, cols), `labels` uint8, `scores` and `category_share`
+        float32, `ignored` bool, `categories` int32; counts and sizes as int; ids and names as str; `objects` and
+        `segments` as a dict of tensors (m,), their `bbox` (m, 4); `image` and `mask` as the bytes of the file, or
+        decoded. On grids that differ from row to row cells are (grid_rows * grid_cols,), and both numbers come along.
+
+        With `batch_size` an item is a batch, for `DataLoader(dataset, batch_size=None)`: cells (n, rows, cols), numbers
+        int64 (n,), texts lists; `objects` packed end to end, (total,), with `cu_seqlens` int32 (n + 1,) saying where
+        each image begins, and so are cells where grids differ; pictures a list, or (n, 3, H, W) where all were resized.
+
+        The order depends on the build, `seed`, the epoch (`set_epoch`), `window`, `batch_size`, the ranks and the
+        number of DataLoader workers; on the columns only where a window would be too large (see `window`); on nothing
+        else. Shuffling puts row groups (shards, unless they are large) into random order, deals stretches of them to
+        ranks and workers, and mixes the rows of each window completely. Without it each rank and worker has its stretch
+        in order, so that one process without workers has the order of the build.
+
+        Memory holds one window, up to three row groups more, which threads decode ahead, and `cache_bytes`, in each
+        process.
+
+        Args:
+            grid: grid name, by default the first.
+            split: split name, by default all.
+            columns: columns to read, by default `image_id` and `labels`.
+            batch_size: give out batches of so many rows, cut before they are dealt to workers, so that only the last of
+                a rank can be smaller; by default rows, which the DataLoader batches, each worker on its own.
+            drop_last: leave out that smaller batch.
+            shuffle: see above.
+            seed: of the order, at least 0.
+            window: rows that are mixed with each other; a row group that has more is one, and a window has no more than
+                256 MiB unless one row group has. More rows mix better and take more memory.
+            cache_bytes: decoded row groups that are kept for the next passes, as many as fit; the labels of 118,000
+                images at 24 x 24 do. 0 keeps none.
+            rank: this process; by default as torch.distributed says, where it is initialised, else the environment
+                (`RANK`, `WORLD_SIZE`), else the only one. Asked once, now.
+            world_size: how many there are.
+            drop_remainder: every rank has the same number of rows, none is in two, and up to `world_size - 1` rows are
+                left out, others in every epoch where rows are shuffled. False: none is left out, and the first ranks
+                have one row more.
+            decode: `image` becomes uint8 (3, H, W), RGB; `mask` uint8 (H, W) of values, (3, H, W) of panoptic colours,
+                (0, 0) where there is none.
+            transform: called with every item, row or batch; what it returns is given out.
+
+        Raises:
+            ParameterError: no such grid, split or column; ranks, sizes or seeds that cannot be.
+            NotABuildError: a shard is missing, damaged or other than the manifest says.
+            TokenLabelsError: torch is not installed.
+        """
+        try:
+            from tokenlabels.torch_dataset import BuildDataset
+        except ModuleNotFoundError as fault:
+            if fault.name != "torch":
+                raise
+            raise TokenLabelsError(
+                "torch_dataset needs torch, which is not installed: pip install torch, or 'tokenlabels[bavit]'."
+            ) from None
+        return BuildDataset(
+            self,
+            grid,
+            split,
+            columns,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            shuffle=shuffle,
+            seed=seed,
+            window=window,
+            cache_bytes=cache_bytes,
+            rank=rank,
+            world_size=world_size,
+            drop_remainder=drop_remainder,
+            decode=decode,
+            transform=transform,
+        )
+
 
 def open_build(path: str | Location) -> Build:
     """Open a finished build.
@@ -263,7 +356,7 @@ def read_header(path: Location) -> ShardHeader:
         with parquet_file(path) as file:
             return header_of(file, path)
     except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
+        raise unreadable(path, fault) from None
 
 
 def header_of(file: pq.ParquetFile, path: Location) -> ShardHeader:
@@ -275,7 +368,7 @@ def header_of(file: pq.ParquetFile, path: Location) -> ShardHeader:
     try:
         return msgspec.json.decode(file.schema_arrow.metadata[b"tokenlabels"], type=ShardHeader)
     except (TypeError, KeyError, msgspec.MsgspecError) as fault:
-        raise _damaged(path, fault) from None
+        raise unreadable(path, fault) from None
 
 
 def _read(path: Location, columns: Sequence[str] | None) -> pa.Table:
@@ -287,10 +380,11 @@ def _read(path: Location, columns: Sequence[str] | None) -> pa.Table:
                 raise ParameterError(f"{path} holds no column {column!r}: it has {', '.join(names)}.")
         return pq.read_table(arrow_file(path), columns=columns, partitioning=None, memory_map=False)
     except (OSError, pa.ArrowException) as fault:
-        raise _damaged(path, fault) from None
+        raise unreadable(path, fault) from None
 
 
-def _damaged(path: Location, fault: Exception) -> NotABuildError:
+def unreadable(path: Location, fault: Exception) -> NotABuildError:
+    """The error that says why a shard cannot be read."""
     reason = "is missing" if isinstance(fault, FileNotFoundError) else "is damaged or no shard"
     if isinstance(fault, OSError) and not isinstance(path, Path) and not isinstance(fault, FileNotFoundError):
         return NotABuildError(f"{path}: cannot be read ({reason_of(fault)}): run again when it can.")

@@ -356,8 +356,7 @@ class ShardWriter:
 
     def __init__(self, path: Location, schema: pa.Schema) -> None:
         self._path = path
-        self._unnamed = None if isinstance(path, Path) else _unnamed_file()
-        self._temporary = temporary_beside(path) if isinstance(path, Path) else _path_of(self._unnamed)
+        self._temporary = Temporary(path)
         self._rows = 0
         self.schema = schema
         self._writer: pq.ParquetWriter | None = None
@@ -367,21 +366,11 @@ class ShardWriter:
         try:
             if isinstance(self._path, Path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._temporary, self.schema, **_PARQUET)
+            self._writer = pq.ParquetWriter(self._temporary.path, self.schema, **_PARQUET)
         except OSError as fault:
-            self._remove_temporary()
-            raise self._unwritten(fault) from fault
+            self._temporary.remove()
+            raise self._temporary.unwritable(fault) from fault
         return self
-
-    def _unwritten(self, fault: BaseException) -> OutputError:
-        """The error where the temporary file is at fault."""
-        return unwritable(self._path, fault) if isinstance(self._path, Path) else _no_room(fault)
-
-    def _remove_temporary(self) -> None:
-        if self._unnamed is None:
-            self._temporary.unlink(missing_ok=True)
-        else:
-            self._unnamed.close()
 
     def write(self, table: pa.Table) -> None:
         """Add one row group."""
@@ -389,7 +378,7 @@ class ShardWriter:
         try:
             self._writer.write_table(table, row_group_size=max(len(table), 1))
         except OSError as fault:
-            raise self._unwritten(fault) from fault
+            raise self._temporary.unwritable(fault) from fault
         self._rows += len(table)
 
     def __exit__(
@@ -401,24 +390,21 @@ class ShardWriter:
                 self._writer.close()
             except OSError as fault:
                 if kind is None:
-                    raise self._unwritten(fault) from fault
+                    raise self._temporary.unwritable(fault) from fault
             if kind is None:
                 self.entry = self._commit()
         finally:
-            self._remove_temporary()
+            self._temporary.remove()
 
     def _commit(self) -> ShardEntry:
         try:
-            with self._temporary.open("rb") as file:
+            with self._temporary.path.open("rb") as file:
                 os.fsync(file.fileno())
                 rows = pq.ParquetFile(file).metadata.num_rows
                 if rows != self._rows:
                     raise OutputError(f"{self._path}: {rows} rows read back, {self._rows} written: is the disk sound?")
-            size, digest = self._temporary.stat().st_size, sha256_of(self._temporary)
-            if isinstance(self._path, Path):
-                self._temporary.replace(self._path)
-            else:
-                upload(self._path, size, str(self._temporary))
+            size, digest = self._temporary.path.stat().st_size, sha256_of(self._temporary.path)
+            self._temporary.commit(size)
         except (OSError, pa.ArrowInvalid) as fault:
             raise unwritable(self._path, fault) from fault
         return ShardEntry(f"{self._path.parent.name}/{self._path.name}", self._rows, size, digest)
@@ -441,25 +427,56 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _unnamed_file() -> IO[bytes]:
-    """A file on this machine that goes with its process, however that ends."""
-    try:
-        return tempfile.TemporaryFile()
-    except OSError as fault:
-        raise _no_room(fault) from fault
+class Temporary:
+    """A file of this machine that is to become another: beside it on disk, without a name where that is in a store.
 
+    A file without a name goes with its process, however that ends.
 
-def _path_of(file: IO[bytes] | None) -> Path:
-    """A path that opens such a file in this process."""
-    assert file is not None
-    return Path(f"/dev/fd/{file.fileno()}")
+    Attributes:
+        path: opens it, in this process.
 
+    Raises:
+        OutputError: there is no room for it.
+    """
 
-def _no_room(fault: BaseException) -> OutputError:
-    return OutputError(
-        f"{tempfile.gettempdir()}: the temporary file of an upload cannot be written ({reason_of(fault)}): free space "
-        "there, or set TMPDIR to another folder, and run again."
-    )
+    def __init__(self, target: Location) -> None:
+        self._target = target
+        self._unnamed: IO[bytes] | None = None
+        if isinstance(target, Path):
+            self.path = temporary_beside(target)
+            return
+        try:
+            self._unnamed = tempfile.TemporaryFile()  # noqa: SIM115  see `remove`
+        except OSError as fault:
+            raise self.unwritable(fault) from fault
+        self.path = Path(f"/dev/fd/{self._unnamed.fileno()}")
+
+    def unwritable(self, fault: BaseException) -> OutputError:
+        """The error that says why it cannot be written."""
+        if isinstance(self._target, Path):
+            return unwritable(self._target, fault)
+        return OutputError(
+            f"{tempfile.gettempdir()}: the temporary file of an upload cannot be written ({reason_of(fault)}): free "
+            "space there, or set TMPDIR to another folder, and run again."
+        )
+
+    def commit(self, size: int) -> None:
+        """Give the whole file its final name: by a rename, or by one put of its `size` bytes.
+
+        Raises:
+            OSError: that fails.
+        """
+        if isinstance(self._target, Path):
+            self.path.replace(self._target)
+        else:
+            upload(self._target, size, str(self.path))
+
+    def remove(self) -> None:
+        """Remove what is left of it."""
+        if self._unnamed is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            self._unnamed.close()
 
 
 def write_atomically(path: Location, content: bytes, *, new: bool = False) -> None:

@@ -116,6 +116,8 @@ def row_groups(build: Build, grid: str | None, split: str | None) -> list[GroupA
                     _check_header(build, header_of(file, path), path, name, each)
                     problem, columns = _schema_problem(file.schema_arrow, build), tuple(file.schema_arrow.names)
                     groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            except FileNotFoundError:
+                raise damaged(path, "is missing") from None
             except (OSError, pa.ArrowException, UnicodeDecodeError):
                 raise damaged(path, "is damaged or no shard") from None
             if found and columns != found[0].columns:

@@ -1,4 +1,7 @@
-"""What a worker process needs: imported once by the fork server, so that its children start with everything loaded."""
+"""What a worker process needs: imported once by the fork server, so that its children start with everything loaded.
+
+A worker of a Dask cluster imports it in the thread of its first task.
+"""
 
 # ruff: noqa: E402  what decides how libraries load stands before them
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 _PARENT = os.getppid()
@@ -73,5 +77,5 @@ def warm_up() -> None:
     check_masks(MaskChunk(0, text.tobytes(), np.array([len(text)]), side, side, False, "kernel"))
 
 
-with _ending_with_parent():
+with _ending_with_parent() if threading.current_thread() is threading.main_thread() else contextlib.nullcontext():
     warm_up()

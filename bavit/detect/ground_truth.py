@@ -18,7 +18,7 @@ from bavit.detect.results import as_written
 from bavit.pictures import PictureReader
 from bavit.rows import Rows, read_rows
 from bavit.splits import HasSplits, evaluation_splits
-from tokenlabels.annotations import Category
+from tokenlabels.annotations import Category, Records
 from tokenlabels.check import FindingLog
 from tokenlabels.errors import FindingsError, ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
@@ -157,6 +157,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
     if faults:
         raise FindingsError(f"{str(faults[0]).rstrip('.')} ({log.error_count} errors in all): mend the file.")
     records = dataset.splits[0].records
+    assert isinstance(records, Records), "a folder of files"
     return GroundTruth(
         image_ids=records.image_ids,
         categories=dataset.categories,

@@ -113,6 +113,7 @@ def test_options_of_build_are_in_groups(invoke: Invoke) -> None:
         "Rule and foreground",
         "Values of semantic masks",
         "What is written",
+        "Where the work is done",
         "Options",
     ]
     read, written = text.index("What is read:"), text.index("What is written:")

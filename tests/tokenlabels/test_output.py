@@ -492,7 +492,7 @@ def test_overwrite_deletes_what_it_made_and_nothing_else(small: Path, built: Pat
     result = invoke(*words, "--overwrite")
     assert result.exit_code == 0, result.stderr
     made = contents(built)
-    names = {"README.md", "manifest.json", "384x384-p32/mine-00000-of-00001.parquet"}
+    names = {"README.md", "croissant.json", "manifest.json", "384x384-p32/mine-00000-of-00001.parquet"}
     assert set(made) == names | {str(path.relative_to(built)) for path in strangers}
     assert all(path.read_bytes() == content for path, content in strangers.items())
 
@@ -500,7 +500,12 @@ def test_overwrite_deletes_what_it_made_and_nothing_else(small: Path, built: Pat
 def test_overwrite_of_an_unfinished_build_deletes_its_shards(small: Path, built: Path) -> None:
     unfinish(built)
     tokenlabels.build("coco", annotations=small, out=built, patch=32, overwrite=True)
-    assert set(contents(built)) == {"README.md", "manifest.json", "384x384-p32/mine-00000-of-00001.parquet"}
+    assert set(contents(built)) == {
+        "README.md",
+        "croissant.json",
+        "manifest.json",
+        "384x384-p32/mine-00000-of-00001.parquet",
+    }
 
 
 @pytest.mark.parametrize("deleted", [0, 1, 2])

@@ -335,6 +335,8 @@ def test_memory_is_for_one_worker(failing: Fail) -> None:
         tokenlabels.build("coco", root="memory://there/data", out="nowhere", workers=2)
     with pytest.raises(ParameterError, match=r"memory://there/.*one worker"):
         tokenlabels.build("coco", annotations=annotations, out="nowhere", workers=2)
+    with pytest.raises(ParameterError, match=r"memory://there/.*one worker"):
+        build_there(engine="dask")
     assert build_there(workers=None).splits == ("train", "val")
 
 

@@ -83,13 +83,15 @@ class _StrictFile(msgspec.Struct, Generic[E]):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The three lists of an instances file."""
+    """The three lists of an instances file, or of several files that hold one image each."""
 
     images: Sequence[ImageEntry]
     annotations: Sequence[BoxEntry]
     categories: tuple[Category, ...]
     lost_images: frozenset[EntryId] = frozenset()
     """Ids of malformed image entries, which are not in `images`."""
+    ids_per_image: bool = False
+    """Ids of annotations need to differ only within an image."""
 
 
 def read_document(data: Any, path: Location, log: FindingLog, *, masks: bool) -> Document:

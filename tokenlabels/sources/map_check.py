@@ -95,6 +95,7 @@ def read_headers(
     pictures: Sequence[str] = (),
 ) -> list[MapHeader]:
     """The headers of n mask files, in order, and the sizes of their n pictures; nothing is decoded."""
+    folder, images = folder.absolute(), images and images.absolute()  # workers may have another working directory
     found: list[MapHeader] = [MapHeader()] * len(files)
     chunks = (
         HeaderChunk(start, folder, files[part], encodings[part], images, pictures[part])
@@ -172,7 +173,9 @@ def findings_of(chunk: MapChunk) -> MapFindings:
 
 def largest_value(folder: Location, files: Sequence[str], ignored: Sequence[int], run: Run) -> int:
     """The largest value that is not ignored in n class maps; those that cannot be read are passed over. -1: none."""
-    chunks = ((folder, files[start : start + _CHUNK], tuple(ignored)) for start in range(0, len(files), _CHUNK))
+    chunks = (
+        (folder.absolute(), files[start : start + _CHUNK], tuple(ignored)) for start in range(0, len(files), _CHUNK)
+    )
     return max(run("tokenlabels.sources.map_check:largest_of", chunks), default=-1)
 
 

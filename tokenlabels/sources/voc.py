@@ -188,11 +188,12 @@ class VocSource:
         split = Split(split_name(part.chosen.name), records, self.root / _IMAGES, file, complete=False)
         if reading.masks:
             segments = Segments(everything.offsets, everything.ids, everything.categories, everything.crowd, usable)
-            split = self._with_maps(split, part, categories, segments, reading, log)
+            split = self._with_maps(split, records, part, categories, segments, reading, log)
         elif self._has(_OBJECTS) or self._has(_CLASSES):
             self._report_missing_masks(split, part, log)
         if reading.embed_masks:
             present = _names(self.root / _CLASSES)
+            assert isinstance(split.records, Records)
             names = [f"{image_id}.png" for image_id in split.records.image_ids]
             files = [f"{_CLASSES}/{name}" if name in present else "" for name in names]
             split = replace(split, masks=self.root, mask_fill=_VOID, records=replace(split.records, mask_files=files))
@@ -202,6 +203,7 @@ class VocSource:
     def _with_maps(
         self,
         split: Split,
+        records: Records,
         part: _Part,
         categories: tuple[Category, ...],
         segments: Segments,
@@ -212,7 +214,6 @@ class VocSource:
 
         `segments` are all objects of the XML, those too that were left out: their pixels are not foreground.
         """
-        records = split.records
         files, encodings = [], []
         present = {folder: _names(self.root / folder) for folder in (_OBJECTS, _CLASSES)}
         for image_id in records.image_ids:
