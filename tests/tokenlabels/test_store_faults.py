@@ -203,6 +203,7 @@ def test_google_s_store_is_asked_and_refuses(invoke: Invoke, monkeypatch: pytest
     assert type(place.fs).__module__.startswith("gcsfs")
     found = invoke("verify", "gs://labels/out")
     server.shutdown()
+    server.server_close()
     type(place.fs).clear_instance_cache()
     assert found.exit_code == 1
     one_error_line(found.stderr, "gs://labels/out", "GOOGLE_APPLICATION_CREDENTIALS")
