@@ -22,7 +22,7 @@ from bavit.rows import Rows
 from tokenlabels.annotations import MAX_PIXELS
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.sources.paths import is_inside
-from tokenlabels.storage import content, is_folder, of_this_process, parquet_file, threads_for
+from tokenlabels.storage import content, is_file, is_folder, of_this_process, parquet_file, threads_for
 from tokenlabels.store_faults import reason_of
 from tokenlabels.threads import in_threads
 
@@ -177,7 +177,7 @@ class PictureReader:
         if not file_name or not is_inside(file_name):
             raise PictureError(f"image {self._rows.image_ids[index]} has file_name {file_name!r}, which is not opened.")
         images = of_this_process(images)
-        return next((path for path in (images / file_name, images / split / file_name) if path.is_file()), None)
+        return next((path for path in (images / file_name, images / split / file_name) if is_file(path)), None)
 
 
 def _fetched(path: Location) -> bytes:

@@ -124,7 +124,12 @@ RootOption = Annotated[
     ),
 ]
 AnnotationsOption = Annotated[
-    Location | None, typer.Option(**PLACE, help="A single annotation file instead of --root.", rich_help_panel=READ)
+    Location | None,
+    typer.Option(
+        **PLACE,
+        help="A single annotation file instead of --root; coco: or a folder with a JSON file for each image.",
+        rich_help_panel=READ,
+    ),
 ]
 ImagesOption = Annotated[
     Location | None, typer.Option(**PLACE, help="Image folder [default: ROOT/<split>].", rich_help_panel=READ)

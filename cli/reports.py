@@ -129,10 +129,11 @@ def report_build(
 def _suggest(built: Build, images: dict[str, Location]) -> None:
     """The next command to try."""
     from tokenlabels.sources.paths import is_inside
+    from tokenlabels.storage import is_file
 
     for split, folder in images.items():
         found = built.first_foreground(split)
-        if found and found[1] and is_inside(found[1]) and (folder / found[1]).is_file():
+        if found and found[1] and is_inside(found[1]) and is_file(folder / found[1]):
             words = ["tokenlabels", "show", str(built.path), found[0], "--images", str(folder), "-o", "overlay.png"]
             print_line(f"next: {shlex.join(words)}")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -16,7 +17,8 @@ from urllib.parse import urlsplit
 from tokenlabels.errors import ParameterError, SchedulerError
 from tokenlabels.fork_server import ForkServer
 
-_CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
+_GREETING = b"pickle-protocol"
 
 
 class OwnCluster:
@@ -49,11 +51,17 @@ class OwnCluster:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 memory_limit=0,
                 silence_logs=logging.CRITICAL + 1,
             )
         )
         return distributed.Client(self._cluster, set_as_default=False)
+
+    @property
+    def address(self) -> str:
+        """Of the scheduler."""
+        return str(self._cluster.scheduler_address)
 
     def kill(self) -> None:
         """End the workers at once, whatever they are doing, and any that may still come."""
@@ -88,22 +96,39 @@ def quiet() -> Iterator[None]:
 
 
 def connect(address: str) -> Any:
+    """A client of a running cluster.
+
+    Raises:
+        SchedulerError: there is none, or it runs another Python than this process.
+    """
     distributed: Any = import_module("distributed")
     try:
-        client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False, name="tokenlabels")
+        if asyncio.run(_identity(address)).get("type") != "Scheduler":  # a client of a worker would wait for ever
+            raise no_scheduler(address)
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="tokenlabels")
     except (OSError, ValueError) as fault:
-        raise SchedulerError(
-            f"{address}: no Dask scheduler answers there ({first_line(fault)}): check the address and port."
-        ) from None
+        raise no_scheduler(address) from fault
     here = ".".join(map(str, sys.version_info[:2]))
     versions = client.get_versions()
-    others = {address: versions["scheduler"], **versions["workers"]}
-    for name, version in others.items():
+    for name, version in {address: versions["scheduler"], **versions["workers"]}.items():
         there = ".".join(str(version["host"]["python"]).split(".")[:2])
         if there != here:
             client.close()
             raise SchedulerError(f"{name} runs Python {there}, this process {here}: use the same everywhere.")
     return client
+
+
+async def _identity(address: str) -> dict[str, Any]:
+    distributed: Any = import_module("distributed")
+    arguments = distributed.Security().get_connection_args("client")
+    async with distributed.rpc(address, connection_args=arguments, timeout=CONNECT_SECONDS) as server:
+        found: dict[str, Any] = await asyncio.wait_for(server.identity(), CONNECT_SECONDS)
+        return found
+
+
+def no_scheduler(address: str) -> SchedulerError:
+    """The error that says that whoever listens is no scheduler."""
+    return SchedulerError(f"{address}: no Dask scheduler answers there: check the address and the port.")
 
 
 def full_address(scheduler: str) -> str:
@@ -115,7 +140,7 @@ def full_address(scheduler: str) -> str:
     address = scheduler if "://" in scheduler else f"tcp://{scheduler}"
     try:
         parts = urlsplit(address)
-        if parts.hostname and parts.port:
+        if parts.scheme in ("tcp", "tls") and parts.hostname and parts.port:
             return address
     except ValueError:
         pass
@@ -123,10 +148,18 @@ def full_address(scheduler: str) -> str:
 
 
 def knock(address: str) -> None:
-    """See whether anybody listens, before a large file is read."""
+    """See who listens, before a large file is read: Dask speaks first, and would wait for ever for others to speak."""
     parts = urlsplit(address)
     try:
-        socket.create_connection((parts.hostname, parts.port), timeout=_CONNECT_SECONDS).close()
+        with socket.create_connection((parts.hostname, parts.port), timeout=CONNECT_SECONDS) as connection:
+            greeting = b"" if parts.scheme == "tcp" else _GREETING
+            while _GREETING not in greeting:
+                received = connection.recv(1024)
+                if not received or len(greeting) > 4096:
+                    raise TimeoutError
+                greeting += received
+    except TimeoutError:
+        raise no_scheduler(address) from None
     except OSError as fault:
         raise SchedulerError(
             f"the Dask scheduler {address} cannot be reached ({fault.strerror or fault}): start it (dask scheduler), "

@@ -6,17 +6,29 @@ Dask only decides where a task runs and runs it again elsewhere when a worker di
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pickle
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tokenlabels.dask_cluster import OwnCluster, connect, first_line, full_address, knock, quiet
-from tokenlabels.dask_worker import Answer, Order, versions_here
+from tokenlabels.dask_cluster import (
+    CONNECT_SECONDS,
+    OwnCluster,
+    connect,
+    first_line,
+    full_address,
+    knock,
+    no_scheduler,
+    quiet,
+)
+from tokenlabels.dask_worker import Order, versions_here
 from tokenlabels.errors import OutputError, SchedulerError, TokenLabelsError, WorkerDiedError
 from tokenlabels.spool import Spool, read_parcel
 from tokenlabels.storage import located
@@ -109,24 +121,16 @@ class DaskExecutor:
             WorkerDiedError: a task ends every worker that runs it.
             OutputError: the spool cannot be written.
         """
-        client = self._connected()
+        self._connected()
         self._spool.open()
         try:
             todo = enumerate(tasks)
-            work = _in_worker("carry_out")
             self._seen = time.monotonic()
             while True:
                 self._look()
-                while len(self._waiting) < max(1, self._threads_there) * _TASKS_PER_THREAD:
-                    number, task = next(todo, (None, None))
-                    if number is None:
-                        break
-                    parcel = self._spool.put(f"{number}.task", task)
-                    order = Order(function, parcel, str(self.lease), versions_here())
-                    key = f"{function.partition(':')[2]}-{self._spool.lease.parent.name}-{number}"
-                    future = client.submit(work, tuple(order), key=key, pure=False)
-                    self._waiting[future] = parcel[0]
-                    future.add_done_callback(self._done.put)
+                free = max(1, self._threads_there) * _TASKS_PER_THREAD - len(self._waiting)
+                for number, task in islice(todo, max(0, free)):
+                    self._send(function, number, task)
                 if not self._waiting:
                     return
                 future = self._next()
@@ -137,19 +141,32 @@ class DaskExecutor:
         finally:
             self._end_run()
 
-    def _connected(self) -> Any:
+    def _send(self, function: str, number: int, task: Any) -> None:
+        parcel = self._spool.put(f"{number}.task", task)
+        order = Order(function, parcel, str(self.lease), versions_here())
+        key = f"{function.partition(':')[2]}-{self.lease.parent.name}-{number}"
+        try:
+            future = self._client.submit(_in_worker("carry_out"), tuple(order), key=key, pure=False)
+        except Exception as fault:
+            raise self._gone() from fault
+        self._waiting[future] = parcel[0]
+        future.add_done_callback(self._done.put)
+
+    def _connected(self) -> None:
+        """Wait for the cluster."""
         self.start()
         assert self._starter is not None
-        self._starter.join()
+        self._starter.join(None if self._address is None else 3 * CONNECT_SECONDS)
         if self._fault is not None and self._address is not None:
             self._fault = None  # a large file that was decoded meanwhile let no other thread run
             self._begin()
+        if self._starter.is_alive() and self._address is not None:
+            raise no_scheduler(self._address)
         if isinstance(self._fault, TokenLabelsError):
             raise self._fault
         if self._fault is not None or self._client is None:
             fault = self._fault
             raise SchedulerError(f"a Dask cluster cannot be started here ({first_line(fault)}): use --engine local.")
-        return self._client
 
     def _next(self) -> Any:
         """The next task that is done."""
@@ -190,20 +207,21 @@ class DaskExecutor:
         """The result of a task that is done; raises what it raised."""
         from distributed import KilledWorker
 
-        if future.status in ("cancelled", "lost"):
-            raise self._gone()
-        if future.status == "error":
-            fault = future.exception()
-            if isinstance(fault, KilledWorker):
-                raise WorkerDiedError(
-                    "a task ended every worker that ran it (out of memory?): give workers more memory, or use a "
-                    "smaller --shard-rows, and run the same command again."
-                )
+        try:
+            fault = future.exception() if future.status == "error" else None
+            reply: Any = future.result() if fault is None else None
+        except (OSError, CancelledError, asyncio.CancelledError):
+            raise self._gone() from None
+        if isinstance(fault, KilledWorker):
+            raise WorkerDiedError(
+                "a task ended every worker that ran it (out of memory?): give workers more memory, or use a "
+                "smaller --shard-rows, and run the same command again."
+            )
+        if fault is not None:
             raise fault
-        worker, answer = future.result()
-        return self._opened(worker, answer)
+        return self._opened(*reply)
 
-    def _opened(self, worker: str, answer: Answer) -> Any:
+    def _opened(self, worker: str, answer: Any) -> Any:
         kind, content = answer
         if kind == "result":
             return pickle.loads(content)  # noqa: S301  from a worker, which could do whatever it likes

@@ -131,8 +131,11 @@ def _check_pictures(
         raise ParameterError(f"--images does not go with {wanted}, which holds no pictures.")
     if images is not None and embedded:
         raise ParameterError(f"{build.path} has its pictures embedded: leave --images out.")
-    if images is not None and not is_folder(images):
-        raise ParameterError(f"{images}: no such folder: name the image folder with --images, or leave it out.")
+    if images is not None:
+        with explained(images):
+            found = is_folder(images)
+        if not found:
+            raise ParameterError(f"{images}: no such folder: name the image folder with --images, or leave it out.")
     if wanted == "webdataset" and images is None and not embedded:
         progress.note(f"{build.path} has no pictures embedded: the samples hold labels only, unless you name --images.")
     if wanted != "webdataset" and embedded:

@@ -11,7 +11,6 @@ import re
 import struct
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -24,8 +23,9 @@ from tokenlabels.annotations import MAX_PIXELS, Split
 from tokenlabels.check import FindingLog, Kind
 from tokenlabels.deferred import DeferredRecords
 from tokenlabels.sources.paths import is_inside
-from tokenlabels.storage import content, names_in, threads_for
+from tokenlabels.storage import content, is_folder, names_in, threads_for
 from tokenlabels.store_faults import reason_of
+from tokenlabels.threads import ahead
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -93,7 +93,7 @@ def stored_size(path: Location) -> tuple[int, int] | None:
 def has_pictures(split: Split) -> bool:
     """Whether there is a folder to look for pictures in; beside JSON files of one image each, any picture at all."""
     if not isinstance(split.records, DeferredRecords):
-        return split.images.is_dir()
+        return is_folder(split.images)
     from tokenlabels.tree_listing import pictures_below
 
     return any(True for _ in pictures_below(split.images))
@@ -122,38 +122,43 @@ def check_files(
         The split without the images that have an error-level fault, and int64 (n,): bytes of each file left.
     """
     records = split.records
-    headers: list[_Header] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads_for(split.images, _THREADS)) as pool:
+    usable, sizes = np.ones(len(records), np.bool_), np.zeros(len(records), np.int64)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
-        for header in pool.map(
-            lambda name: _read_header(split.images, name, ends=ends), records.file_names, chunksize=64
-        ):
-            headers.append(header)
+        threads = threads_for(split.images, _THREADS)
+        headers = ahead(lambda name: _read_header(split.images, name, ends=ends), records.file_names, threads)
+        for index, header in enumerate(headers):
+            sizes[index] = header.bytes
+            usable[index] = _is_usable(split, index, header, log, missing=missing, orientations=orientations)
             advance(1)
-    usable = np.ones(len(records), np.bool_)
-    for index, header in enumerate(headers):
-        annotated = int(records.widths[index]), int(records.heights[index])
-        fault = header.fault
-        if fault is None and header.size != annotated:
-            turned = header.orientation in _TURNED and header.size == annotated[::-1]
-            why = ": it was annotated as turned by its EXIF orientation" if turned else ""
-            stored = f"{header.size[0]} x {header.size[1]}"
-            fault = check.FILE_SIZE, f"is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}{why}"
-        image_id, name = records.image_ids[index], records.file_names[index]
-        if fault is None and orientations and header.orientation != 1:
-            why = f"has EXIF orientation {header.orientation}, which labels do not follow and `datasets` does"
-            message = f"image {image_id} ({name[:200]}) {why}: --embed-size stores it as labelled."
-            log.add(check.FILE_TURNED, split.file_of(index), message, image_id=image_id)
-        if fault is None or (fault[0] is check.FILE_MISSING and not missing):
-            continue
-        if not name or fault[0] is check.IMAGE_PATH:  # the source has reported it
-            usable[index] = log.severity(fault[0]) != "error"
-            continue
-        message = f"image {image_id} ({name[:200]}) {fault[1]}."
-        if log.add(fault[0], split.file_of(index), message, image_id=image_id) == "error":
-            usable[index] = False
-    sizes = np.array([header.bytes for header in headers], np.int64)
     return replace(split, records=records.keep_images(usable)), sizes[usable]
+
+
+def _is_usable(
+    split: Split, index: int, header: _Header, log: FindingLog, *, missing: bool, orientations: bool
+) -> bool:
+    """Report what is wrong with the image file of one image; whether the image can be built all the same."""
+    records, fault = split.records, header.fault
+    annotated = int(records.widths[index]), int(records.heights[index])
+    if fault is None and header.size != annotated:
+        turned = header.orientation in _TURNED and header.size == annotated[::-1]
+        why = ": it was annotated as turned by its EXIF orientation" if turned else ""
+        stored = f"{header.size[0]} x {header.size[1]}"
+        fault = check.FILE_SIZE, f"is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}{why}"
+    if fault is None and not (orientations and header.orientation != 1):
+        return True
+    image_id, name, file = records.image_ids[index], records.file_names[index], split.file_of(index)
+    if fault is None:
+        why = f"has EXIF orientation {header.orientation}, which labels do not follow and `datasets` does"
+        message = f"image {image_id} ({name[:200]}) {why}: --embed-size stores it as labelled."
+        log.add(check.FILE_TURNED, file, message, image_id=image_id)
+        return True
+    if fault[0] is check.FILE_MISSING and not missing:
+        return True
+    if not name or fault[0] is check.IMAGE_PATH:  # the source has reported it
+        return log.severity(fault[0]) != "error"
+    message = f"image {image_id} ({name[:200]}) {fault[1]}."
+    return log.add(fault[0], file, message, image_id=image_id) != "error"
 
 
 def _read_header(folder: Location, name: str, *, ends: bool = False) -> _Header:

@@ -180,11 +180,13 @@ def _check_ids(builds: Sequence[Build]) -> None:
         sharing = [build for build in builds if split in build.splits]
         if len(sharing) < 2:
             continue
-        ids = {build.path: _image_ids(build, split) for build in sharing}
-        twice = duplicated(part for parts in ids.values() for part in parts)
+        ids = [_image_ids(build, split) for build in sharing]
+        twice = duplicated(part for parts in ids for part in parts)
         if twice is not None:
             holders = [
-                str(path) for path, parts in ids.items() if any(part.index(twice).as_py() >= 0 for part in parts)
+                str(build.path)
+                for build, parts in zip(sharing, ids, strict=True)
+                if any(part.index(twice).as_py() >= 0 for part in parts)
             ]
             raise ParameterError(
                 f"image {twice} is twice in the split {split} ({', '.join(holders)}): leave one of the builds out, or "

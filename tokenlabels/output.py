@@ -36,8 +36,19 @@ from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError, 
 from tokenlabels.shards import ShardEntry, is_temporary, sha256_of, unwritable, write_atomically
 from tokenlabels.sources.paths import is_inside
 from tokenlabels.spool import remove_spools
-from tokenlabels.storage import content, globbed, is_folder, names_in, remove_below, size_of, threads_for
-from tokenlabels.store_faults import as_os_error, explained, reason_of
+from tokenlabels.storage import (
+    content,
+    exists,
+    globbed,
+    is_file,
+    is_folder,
+    names_in,
+    remove,
+    remove_below,
+    size_of,
+    threads_for,
+)
+from tokenlabels.store_faults import explained, reason_of
 from tokenlabels.threads import in_threads
 from tokenlabels.totals import LabelSums
 
@@ -152,15 +163,12 @@ def check_ownership(out: Location) -> None:
         OutputError: it is a file, or has files that no build put there; or a store where nothing can be listed.
     """
     try:
-        with as_os_error():
-            if out.exists() and not is_folder(out):
-                raise OutputError(f"{out} is a file, not a folder: name another --out.")
+        if exists(out) and not is_folder(out):
+            raise OutputError(f"{out} is a file, not a folder: name another --out.")
         if _is_ours(out):
             return
         strangers = sorted(name for name in names_in(out) if name != _STATE)
-    except FileNotFoundError as fault:
-        if "bucket" in reason_of(fault):
-            raise unwritable(out, fault) from None
+    except FileNotFoundError:
         return
     except OSError as fault:
         raise unwritable(out, fault) from None
@@ -170,7 +178,7 @@ def check_ownership(out: Location) -> None:
 
 def _is_ours(out: Location) -> bool:
     return _load(out / MANIFEST, _Listed) is not None or any(
-        (out / _STATE / name).is_file() for name in ("parameters.json", "discarded.json")
+        is_file(out / _STATE / name) for name in ("parameters.json", "discarded.json")
     )
 
 
@@ -191,9 +199,9 @@ def resume(out: Location, parameters: dict[str, Any], *, overwrite: bool) -> dic
         NotABuildError: the manifest there is damaged.
     """
     remove_spools(spools_of(out))
-    if (out / _STATE / "discarded.json").exists():
+    if exists(out / _STATE / "discarded.json"):
         discard(out)
-    finished = (out / MANIFEST).is_file()
+    finished = is_file(out / MANIFEST)
     if finished:
         listed = _load(out / MANIFEST, _Listed)
         if listed is None or not all(is_shard_path(shard.file) for shard in listed.shards):
@@ -238,7 +246,7 @@ def _is_as_listed(out: Location, shard: ShardEntry) -> bool:
 
 def is_unfinished(out: Location) -> bool:
     """Whether the folder has the state of a build that was begun and did not clear it away."""
-    return (out / _STATE).exists()
+    return exists(out / _STATE)
 
 
 def shard_fault(out: Location, shard: ShardEntry) -> str | None:
@@ -305,7 +313,7 @@ def load_manifest(out: Location) -> dict[str, Any]:
     """
     if not is_folder(out):
         raise NotABuildError(f"{out}: no such folder: name the folder of a build.")
-    if not (out / MANIFEST).is_file():
+    if not is_file(out / MANIFEST):
         unfinished = is_folder(out / _STATE)
         why = "the build here is not finished: run it again to go on" if unfinished else "this folder holds no build"
         raise NotABuildError(f"{out}: no {MANIFEST}; {why}.")
@@ -332,7 +340,7 @@ def _finished(out: Location) -> dict[str, JournalEntry]:
     found: dict[str, JournalEntry] = {}
     for path, entry in zip(paths, in_threads(looked_up, paths, threads_for(out)), strict=True):
         if entry is None:
-            path.unlink(missing_ok=True)
+            remove(path)
         else:
             found[entry.shard.file] = entry
     return found
@@ -342,10 +350,10 @@ def _finished(out: Location) -> dict[str, JournalEntry]:
 def discard(out: Location) -> None:
     """Delete a build, finished or not: only what its manifest or journal lists; can be interrupted and called again."""
     discarded = out / _STATE / "discarded.json"
-    if (out / MANIFEST).exists():
+    if exists(out / MANIFEST):
         try:
             write_atomically(discarded, content(out / MANIFEST))
-            (out / MANIFEST).unlink()
+            remove(out / MANIFEST)
         except OSError as fault:
             raise unwritable(out / MANIFEST, fault) from None
     listed = _load(discarded, _Listed)
@@ -358,14 +366,14 @@ def discard(out: Location) -> None:
     for file in sorted(files):
         if is_shard_path(file):
             try:
-                (out / file).unlink(missing_ok=True)
+                remove(out / file)
             except (IsADirectoryError, NotADirectoryError):
                 continue  # whatever that is, it is no shard
             except OSError as fault:
                 raise unwritable(out / file, fault) from None
             folders.add((out / file).parent)
     for name in BESIDE if listed else ():
-        (out / name).unlink(missing_ok=True)
+        remove(out / name)
     remove_temporaries(out)
     _remove_empty([folder for folder in folders if isinstance(folder, Path) and folder != out])
     for name in ("parameters.json", "journal", "discarded.json"):

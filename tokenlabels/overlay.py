@@ -19,7 +19,7 @@ from tokenlabels.labels import FOREGROUND, IGNORE
 from tokenlabels.reader import Build, read_header
 from tokenlabels.shards import temporary_beside, unwritable
 from tokenlabels.sources.paths import is_inside
-from tokenlabels.storage import content, located, on_disk, parquet_file
+from tokenlabels.storage import content, is_file, located, on_disk, parquet_file
 from tokenlabels.store_faults import explained
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _open_image(row: dict[str, Any], images: Location | None, split: str) -> Ima
     if not name or not is_inside(name):
         raise TokenLabelsError(f"image {row['image_id']} has file_name {name!r}, which is not opened.")
     for path in (images / name, images / split / name):
-        if path.is_file():
+        if is_file(path):
             return _decoded(path if isinstance(path, Path) else io.BytesIO(content(path)), str(path), row)
     raise TokenLabelsError(f"{images / name}: no such image file: name the folder it is in with --images.")
 

@@ -18,7 +18,7 @@ from tokenlabels.grid import PatchGrid
 from tokenlabels.output import MANIFEST, is_shard_path, load_manifest
 from tokenlabels.rules import PaddingPolicy, Policy, RuleName
 from tokenlabels.shards import SCHEMA_VERSION, ShardEntry, ShardHeader
-from tokenlabels.storage import located, on_disk, parquet_file, threads_for
+from tokenlabels.storage import arrow_file, located, on_disk, parquet_file, threads_for
 from tokenlabels.store_faults import explained, reason_of
 from tokenlabels.threads import in_threads
 
@@ -372,29 +372,15 @@ def header_of(file: pq.ParquetFile, path: Location) -> ShardHeader:
 
 
 def _read(path: Location, columns: Sequence[str] | None) -> pa.Table:
-    if not isinstance(path, Path):
-        return _read_stored(path, columns)
-    try:
-        names = pq.read_schema(path).names
-        _check_columns(path, columns, names)
-        return pq.read_table(path, columns=columns, partitioning=None, memory_map=False)
-    except (OSError, pa.ArrowException) as fault:
-        raise unreadable(path, fault) from None
-
-
-def _read_stored(path: Location, columns: Sequence[str] | None) -> pa.Table:
     try:
         with parquet_file(path) as file:
-            _check_columns(path, columns, file.schema_arrow.names)
-            return file.read(columns=columns)
+            names = file.schema_arrow.names
+        for column in columns or ():
+            if column.partition(".")[0] not in names:
+                raise ParameterError(f"{path} holds no column {column!r}: it has {', '.join(names)}.")
+        return pq.read_table(arrow_file(path), columns=columns, partitioning=None, memory_map=False)
     except (OSError, pa.ArrowException) as fault:
         raise unreadable(path, fault) from None
-
-
-def _check_columns(path: Location, columns: Sequence[str] | None, names: Sequence[str]) -> None:
-    for column in columns or ():
-        if column.partition(".")[0] not in names:
-            raise ParameterError(f"{path} holds no column {column!r}: it has {', '.join(names)}.")
 
 
 def unreadable(path: Location, fault: Exception) -> NotABuildError:

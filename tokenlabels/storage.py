@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenlabels.errors import ParameterError, TokenLabelsError
-from tokenlabels.store_faults import as_os_error
+from tokenlabels.store_faults import NO_BUCKET, as_os_error, is_unsupported
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -50,7 +49,10 @@ def located(place: str | Location) -> Location:
     from upath import UPath
 
     address, options = (place, {}) if isinstance(place, str) else (str(place), dict(place.storage_options))
-    address = protocol + "://" + re.sub("/+", "/", address.partition("://")[2]).rstrip("/")
+    names = address.partition("://")[2].split("/")
+    if protocol in _EXTRAS and not names[0]:
+        raise ParameterError(f"{place}: names no bucket: write {protocol}://BUCKET/FOLDER.")
+    address = f"{protocol}://" + "/".join(name for name in names if name not in ("", "."))
     options["use_listings_cache"] = False  # other processes write here, too
     try:
         found: UPath = UPath(address, **options)
@@ -59,9 +61,7 @@ def located(place: str | Location) -> Location:
         package = f"'tokenlabels[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else str(fault).partition(":")[0]
         how = f"pip install {package}" if protocol in _EXTRAS else package
         raise TokenLabelsError(f"{place}: a package for {protocol}:// is not installed: {how}.") from None
-    except ValueError as fault:
-        if "bucket" in str(fault):
-            raise ParameterError(f"{place}: names no bucket: write {protocol}://BUCKET/FOLDER.") from None
+    except ValueError:
         raise ParameterError(f"{place}: {protocol}:// is no store that is known: use s3://, gs:// or a path.") from None
     return found
 
@@ -91,19 +91,59 @@ def same_place(one: Location, other: Location) -> bool:
     return type(one.fs) is type(other.fs) and one.path.rstrip("/") == other.path.rstrip("/")
 
 
+@contextlib.contextmanager
+def _asked(place: Location) -> Iterator[None]:
+    """Ask a store what it holds.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        TokenLabelsError: it cannot be asked, or has no such bucket.
+    """
+    try:
+        with as_os_error():
+            yield
+    except (FileNotFoundError, NotADirectoryError) as fault:
+        if fault.strerror == NO_BUCKET:
+            raise TokenLabelsError(f"{place}: {NO_BUCKET}.") from None
+        raise FileNotFoundError(*fault.args) from None
+    except OSError as fault:
+        raise TokenLabelsError(f"{place}: cannot be read ({fault.strerror}).") from fault
+
+
 def is_folder(place: Location) -> bool:
     """Whether there is a folder; of a store's not more than one name is listed.
 
     Raises:
-        OSError: the store cannot be asked.
+        TokenLabelsError: the store cannot be asked.
     """
-    if isinstance(place, Path):
-        return place.is_dir()
+    return place.is_dir() if isinstance(place, Path) else _kind(place) == "directory"
+
+
+def is_file(place: Location) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        TokenLabelsError: the store cannot be asked.
+    """
+    return place.is_file() if isinstance(place, Path) else _kind(place) == "file"
+
+
+def exists(place: Location) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        TokenLabelsError: the store cannot be asked.
+    """
+    return place.exists() if isinstance(place, Path) else _kind(place) is not None
+
+
+def _kind(place: UPath) -> str | None:
+    """What is there: `file`, `directory`, or None for nothing."""
     try:
-        with as_os_error():
-            return bool(place.fs.info(place.path)["type"] == "directory")
+        with _asked(place):
+            return str(place.fs.info(place.path)["type"])
     except FileNotFoundError:
-        return False
+        return None
 
 
 def names_in(folder: Location) -> list[str]:
@@ -111,11 +151,12 @@ def names_in(folder: Location) -> list[str]:
 
     Raises:
         OSError: it is not there, or cannot be read.
+        TokenLabelsError: the store cannot be asked.
     """
     if isinstance(folder, Path):
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
-    with as_os_error():
+    with _asked(folder):
         listed = folder.fs.ls(folder.path, detail=False)
     own = folder.path.strip("/")
     return [path.rstrip("/").rpartition("/")[2] for path in listed if path.strip("/") != own]
@@ -125,23 +166,24 @@ def globbed(folder: Location, pattern: str) -> list[Location]:
     """Paths below a folder by a pattern, sorted; nothing where there is no such folder.
 
     Raises:
-        OSError: the store cannot be asked.
+        TokenLabelsError: the store cannot be asked.
     """
     if isinstance(folder, Path):
         return [*sorted(folder.glob(pattern))]
-    with as_os_error():
+    with contextlib.suppress(FileNotFoundError), _asked(folder):
         return [*sorted(folder.glob(pattern), key=str)]
+    return []
 
 
 def files_below(folder: Location) -> list[str]:
     """Every file below a folder of a store, relative with `/`, sorted.
 
     Raises:
-        OSError: the store cannot be asked.
+        TokenLabelsError: the store cannot be asked.
     """
     assert not isinstance(folder, Path)
     root = folder.path.rstrip("/") + "/"
-    with as_os_error():
+    with _asked(folder):
         return sorted(path.removeprefix(root) for path in folder.fs.find(folder.path) if path != root)
 
 
@@ -234,10 +276,20 @@ def parquet_file(path: Location) -> pq.ParquetFile:
 
     if isinstance(path, Path):
         return pq.ParquetFile(path)
+    return pq.ParquetFile(arrow_file(path), pre_buffer=True)
+
+
+def arrow_file(path: Location) -> Any:
+    """What pyarrow reads a file from: its path, or an open file of a store.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(path, Path):
+        return path
     from pyarrow import PythonFile
 
-    with as_os_error():
-        return pq.ParquetFile(PythonFile(opened(of_this_process(path)), mode="r"), pre_buffer=True)
+    return PythonFile(opened(of_this_process(path)), mode="r")
 
 
 def of_this_process(path: Location) -> Location:
@@ -284,11 +336,23 @@ def _pipe(path: UPath, data: bytes, *, create: bool) -> None:
         try:
             path.fs.pipe_file(path.path, data, mode="create")
             return
-        except (FileExistsError, PermissionError):
-            raise
-        except (OSError, NotImplementedError, TypeError, ValueError):
-            pass  # a store that knows no such condition
+        except Exception as fault:
+            if not is_unsupported(fault):
+                raise
     path.fs.pipe_file(path.path, data)
+
+
+def remove(path: Location) -> None:
+    """Remove a file; nothing where there is none.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError), as_os_error():
+        path.fs.rm_file(path.path)
 
 
 def remove_below(folder: Location) -> None:

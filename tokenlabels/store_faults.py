@@ -24,6 +24,7 @@ _NO_CREDENTIALS = (
     "no valid credentials for this store were found: set its environment variables, such as AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY or GOOGLE_APPLICATION_CREDENTIALS"
 )
+NO_BUCKET = "the bucket does not exist: make it first, or mend its name"
 _DENIED = "access is denied: these credentials do not allow it"
 _UNREACHABLE = "the store cannot be reached: check the network and the endpoint, such as AWS_ENDPOINT_URL"
 _SILENT = "the store does not answer in time"
@@ -50,7 +51,7 @@ _CODES = {
     "SignatureDoesNotMatch": _NO_CREDENTIALS,
     "ExpiredToken": _NO_CREDENTIALS,
     "InvalidToken": _NO_CREDENTIALS,
-    "NoSuchBucket": "the bucket does not exist: make it first, or mend its name",
+    "NoSuchBucket": NO_BUCKET,
     401: _NO_CREDENTIALS,
     403: _DENIED,
 }
@@ -82,6 +83,12 @@ def _code(fault: BaseException) -> object:
     if isinstance(response, dict) and isinstance(response.get("Error"), dict):
         return response["Error"].get("Code")
     return getattr(fault, "code", None)
+
+
+def is_unsupported(fault: BaseException) -> bool:
+    """Whether a store refused a request that it does not know."""
+    codes = {_code(cause) for cause in (fault, fault.__cause__, fault.__context__) if cause is not None}
+    return isinstance(fault, (NotImplementedError, TypeError, ValueError)) or bool(codes & {"NotImplemented", 501})
 
 
 def is_store_fault(fault: BaseException) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,11 @@ from tokenlabels.check import FindingLog
 from tokenlabels.deferred import DeferredRecords
 from tokenlabels.images import IMAGE_SUFFIXES
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import is_folder
 from tokenlabels.walk import walk
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _BATCH = 65_536
 
@@ -45,9 +50,9 @@ def report_tree(split: Split, records: DeferredRecords, log: FindingLog, *, comp
             log.add(check.FILE_MISSING, records.sources[index], f"image {image_id}: no file {name}.", image_id=image_id)
 
 
-def pictures_below(folder: Path) -> Iterator[str]:
+def pictures_below(folder: Location) -> Iterator[str]:
     """Relative paths of the pictures below a folder; none where there is no such folder."""
-    if folder.is_dir():
+    if is_folder(folder):
         yield from (name for name in walk(folder) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenlabels.errors import TokenLabelsError
+from tokenlabels.store_faults import as_os_error
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
 
-_BUILD_MARKS = (frozenset({".build"}), frozenset({"manifest.json", "README.md"}))
+_BUILD_MARKS = (frozenset({".build/"}), frozenset({"manifest.json", "README.md"}))
 """Names of which a folder has all where it is a build, unfinished or finished."""
 
 
@@ -25,38 +26,46 @@ def walk(folder: Location) -> Iterator[str]:
     Raises:
         TokenLabelsError: a folder cannot be listed.
     """
+    yield from _below(folder, "", set())
+
+
+def listed(folder: Location) -> list[str]:
+    """Names in a folder in code-point order, those of folders with `/` behind.
+
+    Raises:
+        TokenLabelsError: it cannot be listed.
+    """
+    try:
+        if isinstance(folder, Path):
+            with os.scandir(folder) as entries:
+                return sorted(entry.name + "/" * _is_folder(entry) for entry in entries)
+        with as_os_error():
+            found = folder.fs.ls(folder.path, detail=True)
+    except OSError as fault:
+        reason = fault.strerror or fault
+        raise TokenLabelsError(f"{folder}: cannot be listed ({reason}): mend that, or name another folder.") from None
+    own = folder.path.strip("/")
+    return sorted(
+        entry["name"].rstrip("/").rpartition("/")[2] + "/" * (entry["type"] == "directory")
+        for entry in found
+        if entry["name"].strip("/") != own
+    )
+
+
+def _below(folder: Location, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    names = listed(folder)
+    if prefix and any(marks <= set(names) for marks in _BUILD_MARKS):
+        return
     if isinstance(folder, Path):
-        yield from _below(str(folder), "", set())
-        return
-    start = folder.path.rstrip("/") + "/"
-    try:
-        found = folder.fs.find(folder.path)
-    except OSError as fault:
-        raise _unlistable(str(folder), fault) from None
-    for path in sorted(found):
-        name = path[len(start) :]
-        if path.startswith(start) and not name.endswith("/") and not any(part[:1] == "." for part in name.split("/")):
-            yield name
-
-
-def _below(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    try:
-        status = Path(folder).stat()
-        with os.scandir(folder) as entries:
-            found = sorted((entry.name + "/" * _is_folder(entry), entry.path) for entry in entries)
-    except OSError as fault:
-        raise _unlistable(folder, fault) from None
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    names = {name.rstrip("/") for name, _ in found}
-    if prefix and any(marks <= names for marks in _BUILD_MARKS):
-        return
-    for name, path in found:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+    for name in names:
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _below(path, prefix + name, seen)
+            yield from _below(folder / name[:-1], prefix + name, seen)
         else:
             yield prefix + name
 
@@ -66,9 +75,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _unlistable(folder: str, fault: OSError) -> TokenLabelsError:
-    return TokenLabelsError(
-        f"{folder}: cannot be listed ({fault.strerror or fault}): mend that, or name another folder."
-    )

@@ -28,7 +28,7 @@ from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco import CocoSource
-from tokenlabels.storage import globbed, is_folder
+from tokenlabels.storage import exists, globbed, is_folder
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -184,11 +184,11 @@ def _is_build(source: Location) -> bool:
     Raises:
         TokenLabelsError: neither.
     """
-    if (source / MANIFEST).exists() or is_unfinished(source):
+    if exists(source / MANIFEST) or is_unfinished(source):
         return True
     fine = bool(globbed(source / "annotations", "instances_*.json")) if is_folder(source) else source.suffix == ".json"
     if not fine:
-        problem = "neither a build nor COCO annotations" if source.exists() else "no such file or folder"
+        problem = "neither a build nor COCO annotations" if exists(source) else "no such file or folder"
         raise TokenLabelsError(
             f"{source}: {problem}: name a build of tokenlabels, a COCO folder with annotations/instances_*.json, or "
             "one such file."

@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import Result
 
 import tokenlabels
+from tokenlabels import threads
 from tokenlabels.annotations import MASK_TEXT
 from tokenlabels.check import FindingLog
 from tokenlabels.deferred import DeferredRecords
@@ -38,6 +39,7 @@ from tokenlabels.sources import coco_folder, folder_blocks
 from tokenlabels.sources.coco import CocoSource
 from tokenlabels.sources.mask_check import MaskError, check_masks, decode_segmentation
 from tokenlabels.sources.masks import MaskChunk
+from tokenlabels.storage import located, remove_below
 from tokenlabels.texts import Texts
 from tokenlabels.threads import ahead
 from tokenlabels.walk import walk
@@ -145,7 +147,7 @@ def test_the_shards_are_those_of_one_file(
         options = options | {"categories": [json.loads(file.read_text())["categories"][0]["name"]]}
     whole = build(file, tmp_path / "file", shard_rows=5, **options)
     parts = build(folder, tmp_path / "folder", shard_rows=5, **options)
-    assert shards(parts.path) == shards(whole.path)
+    assert shards(tmp_path / "folder") == shards(tmp_path / "file")
     for key in ("splits", "totals", "categories", "annotations_left_out_by_selection", "parameters", "shards"):
         assert parts.manifest[key] == whole.manifest[key], key
     source = parts.manifest["sources"]["parts"]
@@ -159,8 +161,29 @@ def test_worker_processes_make_the_same_bytes(rule: str, pairs: dict[str, tuple[
     _, folder = pairs["sa-1b"]
     alone = build(folder, tmp_path / "alone", rule=rule, shard_rows=3)
     together = build(folder, tmp_path / "together", rule=rule, shard_rows=3, workers=2)
-    assert shards(together.path) == shards(alone.path)
+    assert shards(tmp_path / "together") == shards(tmp_path / "alone")
     assert together.manifest == alone.manifest
+
+
+def test_a_folder_in_a_store_makes_the_same_bytes(
+    pairs: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in threads, as stores answer slowly; splits are found there, too."""
+    _, folder = pairs["sa-1b"]
+    store = located("memory://folders")
+    for index, path in enumerate(sorted(folder.iterdir())):
+        (store / "parts" / f"{index // 5}" / path.name).write_bytes(path.read_bytes())
+        (tmp_path / "parts" / f"{index // 5}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "parts" / f"{index // 5}")
+    (store / "other" / ".hidden.json").write_bytes(b"")
+    monkeypatch.setattr(threads, "_SLOW_SECONDS", -1.0)
+    try:
+        far = tokenlabels.build("coco", root=str(store), out=tmp_path / "far", rule="pixel-ratio", shard_rows=5)
+    finally:
+        remove_below(store)
+    near = build(tmp_path / "parts", tmp_path / "near", rule="pixel-ratio", shard_rows=5)
+    assert shards(tmp_path / "far") == shards(tmp_path / "near")
+    assert far.manifest == near.manifest
 
 
 def test_folders_below_a_root_are_splits_and_share_a_table(
@@ -327,7 +350,7 @@ def test_killed_and_resumed(
     before = {name: (out / name).stat().st_mtime_ns for name in shards(out)}
     resumed = build(folder, out, shard_rows=10)
     reference = build(folder, tmp_path / "reference", shard_rows=10)
-    assert shards(out) == shards(reference.path)
+    assert shards(out) == shards(tmp_path / "reference")
     assert resumed.manifest == reference.manifest
     assert any((out / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
 

@@ -323,6 +323,8 @@ def test_an_image_id_twice_is_refused_or_prefixed(parts: tuple[Build, Build], tm
     result = invoke(*words)
     assert result.exit_code == 2
     one_error_line(result.stderr, "image 4 is twice in the split all", str(parts[0].folder), str(other.folder))
+    result = invoke("merge", other.folder, other.folder, "--out", tmp_path / "out")
+    one_error_line(result.stderr, "is twice in the split all")
     fine(invoke(*words, "--prefix-ids"))
     ids = tokenlabels.open(tmp_path / "out").table().column("image_id").to_pylist()
     assert ids == [*(f"1-{k}" for k in range(5)), *(f"2-{k}" for k in range(4, 7))]

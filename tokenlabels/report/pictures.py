@@ -17,7 +17,7 @@ from PIL import Image
 from tokenlabels.errors import NotABuildError
 from tokenlabels.report.samples import Place
 from tokenlabels.sources.paths import is_inside
-from tokenlabels.storage import content
+from tokenlabels.storage import content, is_file
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -80,7 +80,7 @@ def open_picture(place: Place, images: Location | None, side: int, *, any_size: 
         return Picture(reason="Its file name leads out of the image folder and is not opened.")
     for path in (images / place.file_name, images / place.group.split / place.file_name):
         try:
-            if path.is_file():
+            if is_file(path):
                 source = path if isinstance(path, Path) else io.BytesIO(content(path))
                 return _decoded(source, place.size, side)
         except (OSError, ValueError):

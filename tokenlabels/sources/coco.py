@@ -29,6 +29,7 @@ from tokenlabels.sources.coco_json import read_document
 from tokenlabels.sources.names import split_name
 from tokenlabels.storage import content, globbed, is_folder, located, size_of
 from tokenlabels.store_faults import reason_of
+from tokenlabels.walk import listed
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -79,7 +80,7 @@ class CocoSource:
                 raise ParameterError("--annotations is one split: give --split once at most, to name it.")
             stem = annotations.stem.removeprefix(_PREFIX)
             check_folder(images)
-            if annotations.is_dir():
+            if is_folder(annotations):
                 return cls(((_folder_split(annotations, splits), annotations, images or annotations),))
             name = split_name(splits[0] if splits else stem)
             default = (
@@ -112,19 +113,16 @@ class CocoSource:
         return cls(tuple(chosen.values()))
 
     @classmethod
-    def _locate_folders(cls, root: Path, images: Path | None, splits: Sequence[str]) -> CocoSource:
+    def _locate_folders(cls, root: Location, images: Location | None, splits: Sequence[str]) -> CocoSource:
         """The folders below `root` that have a JSON file for each image; or `root` itself, if it is such a folder."""
         from tokenlabels.sources.coco_folder import holds_image_files
 
-        inner = (
-            sorted(path for path in root.iterdir() if path.is_dir() and path.name[:1] != ".") if root.is_dir() else []
-        )
-        files = (path for path in (root.iterdir() if root.is_dir() else ()) if path.suffix.lower() == ".json")
-        if next(files, None) is not None:
-            if holds_image_files(root):
-                return cls.locate(annotations=root, images=images, splits=splits)
-            inner = []
-        available = {path.name: path for path in inner if holds_image_files(path)}
+        names = [name for name in listed(root) if name[:1] != "."] if is_folder(root) else []
+        beside = any(name.lower().endswith(".json") for name in names)
+        if beside and holds_image_files(root):
+            return cls.locate(annotations=root, images=images, splits=splits)
+        folders = [name[:-1] for name in names if name.endswith("/") and not beside]
+        available = {name: root / name for name in folders if holds_image_files(root / name)}
         if not available:
             raise TokenLabelsError(
                 f"{root}: no annotations/{_PREFIX}*.json in this folder, nor a JSON file for each image: name another "
@@ -143,10 +141,7 @@ class CocoSource:
 
     def input_bytes(self, *, masks: bool) -> int:  # noqa: ARG002  the file is read whole either way
         """See `Source`."""
-        from tokenlabels.sources.coco_folder import folder_bytes
-
-        files = sum(size_of(path) for _, path, _ in self.files if path.is_file())
-        return files + sum(folder_bytes(path) for _, path, _ in self.files if is_folder(path))
+        return sum(_bytes_of(path) for _, path, _ in self.files)
 
     def places(self) -> Sequence[Location]:
         """See `Source`."""
@@ -162,7 +157,7 @@ class CocoSource:
 
     def read(self, reading: Reading, log: FindingLog) -> Dataset:
         """See `Source`."""
-        if len(self.files) > _MANY_SPLITS and all(path.is_dir() for _, path, _ in self.files):
+        if len(self.files) > _MANY_SPLITS and all(is_folder(path) for _, path, _ in self.files):
             reading.note(
                 f"{len(self.files)} folders, each a split: --annotations with the folder above makes them one."
             )
@@ -172,6 +167,18 @@ class CocoSource:
             split, categories = _read_split(name, path, images, reading, log)
             splits.append(on_common_table(split, categories, table, path))
         return Dataset(self.format, tuple(splits), tuple(table.values()))
+
+
+def _bytes_of(path: Location) -> int:
+    """Bytes of a file, 0 where there is none; of a folder about how many are in it."""
+    if is_folder(path):
+        from tokenlabels.sources.coco_folder import folder_bytes
+
+        return folder_bytes(path)
+    try:
+        return size_of(path)
+    except OSError:
+        return 0
 
 
 def _folder_split(folder: Location, splits: Sequence[str]) -> str:
@@ -252,7 +259,7 @@ def _refuse_empty(path: Location) -> NoReturn:
 def _read_split(
     name: str, path: Location, images: Location, reading: Reading, log: FindingLog
 ) -> tuple[Split, tuple[Category, ...]]:
-    if path.is_dir():
+    if is_folder(path):
         from tokenlabels.sources.coco_folder import read_folder
 
         return read_folder(name, path, images, reading, log)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,12 @@ from tokenlabels.sources.folder_blocks import (
     duplicate,
 )
 from tokenlabels.sources.image_json import describes_image
+from tokenlabels.storage import content, size_of
 from tokenlabels.texts import Texts
 from tokenlabels.walk import walk
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _BLOCK = 512
 """Files of one task."""
@@ -48,7 +52,7 @@ _SAMPLED, _COUNTED = 16, 100_000
 
 
 def read_folder(
-    name: str, folder: Path, images: Path, reading: Reading, log: FindingLog
+    name: str, folder: Location, images: Location, reading: Reading, log: FindingLog
 ) -> tuple[Split, tuple[Category, ...]]:
     """Check every JSON file below a folder.
 
@@ -109,26 +113,26 @@ def on_table(split: Split, places: NDArray[np.int32]) -> Split:
     return replace(split, records=replace(records, how=replace(records.how, places=places)))
 
 
-def holds_image_files(folder: Path) -> bool:
+def holds_image_files(folder: Location) -> bool:
     """Whether some of the first JSON files below a folder describe a single image."""
     for name in islice((name for name in walk(folder) if _is_json(name)), _SNIFFED):
         try:
             path = folder / name
-            if path.stat().st_size <= MAX_FILE_BYTES and describes_image(path.read_bytes()):
+            if describes_image(content(path, MAX_FILE_BYTES)):
                 return True
         except OSError:
             continue
     return False
 
 
-def folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Location) -> int:
     """About how many bytes of JSON are below a folder."""
     sizes, count = [], 0
     for name in islice((name for name in walk(folder) if _is_json(name)), _COUNTED):
         count += 1
         if count <= _SAMPLED:
             try:
-                sizes.append((folder / name).stat().st_size)
+                sizes.append(size_of(folder / name))
             except OSError:
                 continue
     return sum(sizes) * count // len(sizes) if sizes else 0
@@ -138,7 +142,7 @@ def _is_json(name: str) -> bool:
     return name[-5:].lower() == ".json"
 
 
-def _json_files(folder: Path, called: str, log: FindingLog) -> Iterator[str]:
+def _json_files(folder: Location, called: str, log: FindingLog) -> Iterator[str]:
     for name in walk(folder):
         if not _is_json(name):
             continue
@@ -213,7 +217,7 @@ def _first_of_each_id(records: DeferredRecords, log: FindingLog) -> NDArray[np.b
     return fine
 
 
-def _nothing(folder: Path, count: int, log: FindingLog) -> TokenLabelsError:
+def _nothing(folder: Location, count: int, log: FindingLog) -> TokenLabelsError:
     """Why there is nothing to build."""
     if not count:
         return AnnotationFileError(

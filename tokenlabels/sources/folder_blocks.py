@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,13 @@ from tokenlabels.sources.coco_json import BoxEntry, Document, EntryId, ImageEntr
 from tokenlabels.sources.image_json import ImageFile, parse_image_file
 from tokenlabels.sources.masks import Rasterizer
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, size_of, threads_for
+from tokenlabels.store_faults import reason_of
 from tokenlabels.texts import Texts
-from tokenlabels.threads import ahead
+from tokenlabels.threads import MAX_THREADS, ahead
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Table: TypeAlias = tuple[str, tuple[Category, ...]]
 """A file, and the categories it lists."""
@@ -57,7 +62,7 @@ class FolderReading:
         places: int32 (k,), where each category is in the table of the whole data set; None: at its place.
     """
 
-    folder: Path
+    folder: Location
     log: FindingLog
     masks: bool
     shapes: bool = False
@@ -193,23 +198,27 @@ def read_again(deferred: DeferredRecords) -> Iterator[Records]:
         start = stop
 
 
-def _read_all(folder: Path, names: Texts) -> Iterator[_Read]:
-    return ahead(lambda name: _read(folder, name), names)
+def _read_all(folder: Location, names: Texts) -> Iterator[_Read]:
+    return ahead(lambda name: _read(folder, name), names, threads_for(folder, MAX_THREADS))
 
 
-def _read(folder: Path, name: str) -> _Read:
+def _read(folder: Location, name: str) -> _Read:
     path = folder / name
-    nothing = memoryview(b"")
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            fault = AnnotationFileError(path, f"has more than {MAX_FILE_BYTES >> 20} MiB, absurdly much for one image")
-            return _Read(name, nothing, fault, bytes(32))
-    except OSError:
-        pass  # reading it says the same
-    try:
-        data = read_bytes(path)
+        if isinstance(path, Path):
+            too_large = path.is_file() and size_of(path) > MAX_FILE_BYTES
+            data = memoryview(b"") if too_large else read_bytes(path)
+        else:
+            data = memoryview(content(path, MAX_FILE_BYTES + 1))
+            too_large = len(data) > MAX_FILE_BYTES
     except AnnotationFileError as fault:
-        return _Read(name, nothing, fault, bytes(32))
+        return _Read(name, memoryview(b""), fault, bytes(32))
+    except OSError as fault:
+        problem = f"cannot be read ({reason_of(fault)})"
+        return _Read(name, memoryview(b""), AnnotationFileError(path, problem), bytes(32))
+    if too_large:
+        problem = f"has more than {MAX_FILE_BYTES >> 20} MiB, absurdly much for one image"
+        return _Read(name, memoryview(b""), AnnotationFileError(path, problem), bytes(32))
     return _Read(name, data, None, hashlib.sha256(data).digest())
 
 
@@ -286,7 +295,7 @@ class _Reader:
             agree(self._how.folder, self.table, (name, found.categories))
 
 
-def agree(folder: Path, first: Table, other: Table) -> None:
+def agree(folder: Location, first: Table, other: Table) -> None:
     """Raise `AnnotationFileError` unless two files, each with its category table, have the same one."""
     if first[1] != other[1]:
         raise AnnotationFileError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenlabels.errors import ParameterError
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.coco import CocoSource
-from tokenlabels.storage import located
+from tokenlabels.storage import is_file, located
 from tokenlabels.store_faults import explained
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def split_categories(
     one = isinstance(categories, (str, Path)) or hasattr(categories, "fs")
     texts = [str(categories)] if one else [str(text) for text in categories or ()]  # type: ignore[union-attr]
     cards = _data_card_names() if source == "semantic" else ()
-    lists = [text for text in texts if source in ("voc", "semantic") and (located(text).is_file() or text in cards)]
+    lists = [text for text in texts if source in ("voc", "semantic") and (is_file(located(text)) or text in cards)]
     if len(lists) > 1:
         raise ParameterError(f"two lists of categories ({', '.join(lists)}): name one.")
     names = [text for text in texts if text not in lists]

@@ -37,7 +37,7 @@ from tokenlabels.sources.coco_json import CategoryEntry, EntryId, ImageEntry, In
 from tokenlabels.sources.maps import checked_maps
 from tokenlabels.sources.names import split_name
 from tokenlabels.sources.paths import is_inside
-from tokenlabels.storage import globbed, is_folder, names_in
+from tokenlabels.storage import globbed, is_file, is_folder, names_in
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -198,7 +198,7 @@ def _entry(
         TokenLabelsError: there is a file, but no folder of PNGs.
     """
     folder = masks or annotations.with_suffix("")
-    if annotations.is_file() and not is_folder(folder):
+    if is_file(annotations) and not is_folder(folder):
         raise TokenLabelsError(f"{folder}: no such folder: unpack the PNGs there, or name their folder with --masks.")
     return split_name(name), annotations, folder, images
 

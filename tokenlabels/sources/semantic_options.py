@@ -16,7 +16,7 @@ from tokenlabels.sources.class_list import read_class_list
 from tokenlabels.sources.mask_layouts import MaskFolder, MaskLayout, find_layout, side_by_side
 from tokenlabels.sources.panoptic import PanopticSource
 from tokenlabels.sources.semantic import SemanticSource
-from tokenlabels.storage import globbed, located
+from tokenlabels.storage import globbed, is_file, located
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -133,7 +133,7 @@ def _refuse_for_panoptic(class_list: str | None, options: SemanticOptions) -> No
 
 
 def _source(layout: MaskLayout, class_list: str | None, options: SemanticOptions) -> SemanticSource:
-    file = located(class_list) if class_list is not None and located(class_list).is_file() else None
+    file = located(class_list) if class_list is not None and is_file(located(class_list)) else None
     name = layout.card if file or class_list is None else class_list
     card = None if name is None else _card(name)
     categories: tuple[Category, ...] | None = None
@@ -179,4 +179,4 @@ def _meanings(card: KnownDataset, *, train_ids: bool) -> tuple[Category, ...]:
 def _own_list(folder: MaskFolder) -> tuple[Category, ...] | None:
     """`labelmap.txt` of a VOC folder."""
     path = folder.masks.parent / "labelmap.txt"
-    return read_class_list(path) if path.is_file() else None
+    return read_class_list(path) if is_file(path) else None

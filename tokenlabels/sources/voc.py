@@ -46,7 +46,7 @@ from tokenlabels.sources.maps import checked_maps, checked_mask_files
 from tokenlabels.sources.names import split_name
 from tokenlabels.sources.voc_lists import ImageSet, find_lists, read_list
 from tokenlabels.sources.voc_xml import MAX_BYTES, VocImage, VocObject, XmlFileError, parse_voc_xml
-from tokenlabels.storage import contents, globbed, is_folder, located, names_in
+from tokenlabels.storage import contents, globbed, is_file, is_folder, located, names_in
 from tokenlabels.store_faults import reason_of
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class VocSource:
     def _list(self) -> Location | None:
         """File with the categories."""
         own = self.root / _LABELMAP
-        return own if self.class_list is None and own.is_file() else self.class_list
+        return own if self.class_list is None and is_file(own) else self.class_list
 
     def _split(self, part: _Part, categories: tuple[Category, ...], reading: Reading, log: FindingLog) -> Split:
         everything, usable = _to_records(part, categories, log)
