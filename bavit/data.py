@@ -15,8 +15,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +35,9 @@ from bavit.pictures import CACHED_BYTES, PictureError, PictureReader
 from bavit.rows import Rows
 from tokenlabels.model_input import model_input
 from tokenlabels.stats_shards import IGNORE
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Key: TypeAlias = tuple[int, int]
 """(epoch, row)."""
@@ -104,7 +106,7 @@ class ShardImages(Dataset[Sample]):
     """
 
     def __init__(
-        self, rows: Rows, images: Path | None, augmentation: Augmentation | None = None, seed: int = 0
+        self, rows: Rows, images: Location | None, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
         self.rows = rows
         self.reader = PictureReader(rows, images)

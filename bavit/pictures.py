@@ -9,11 +9,10 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +22,12 @@ from bavit.rows import Rows
 from tokenlabels.annotations import MAX_PIXELS
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, is_file, is_folder, of_this_process, parquet_file, threads_for
+from tokenlabels.store_faults import reason_of
+from tokenlabels.threads import in_threads
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Picture: TypeAlias = Image.Image | Tensor
 """What models take: a PIL image, or a uint8 tensor (3, H, W) of RGB."""
@@ -81,7 +86,7 @@ class EmbeddedColumns:
             return self._cache[number][0]
         address = self._rows.groups[number]
         try:
-            with pq.ParquetFile(address.path) as file:
+            with parquet_file(address.path) as file:
                 table = file.read_row_group(address.index, columns=self._columns, use_threads=False).combine_chunks()
         except (OSError, pa.ArrowException):
             raise PictureError(f"{address.path}: is missing or damaged: run the same build command again.") from None
@@ -111,12 +116,12 @@ class PictureReader:
         TokenLabelsError: no such folder.
     """
 
-    def __init__(self, rows: Rows, images: Path | None) -> None:
+    def __init__(self, rows: Rows, images: Location | None) -> None:
         if images is None and not rows.has_pictures:
             raise ParameterError(
                 f"{rows.folder} has no embedded images: name their folder with --images, or build with --embed-images."
             )
-        if images is not None and not images.is_dir():
+        if images is not None and not is_folder(images):
             raise TokenLabelsError(f"{images}: no such folder: name the one that holds the images with --images.")
         self._rows, self._images = rows, images
         self.resized = images is None and rows.header.embed_size is not None
@@ -144,7 +149,10 @@ class PictureReader:
         """
         if self._images is None:
             return
-        missing = [index for index in range(len(self._rows)) if self._file(index, self._images) is None]
+        images = self._images
+        rows = range(len(self._rows))
+        there = in_threads(lambda index: self._file(index, images) is not None, rows, threads_for(images))
+        missing = [index for index in rows if not there[index]]
         if missing:
             raise PictureError(
                 f"{self._images / self._rows.file_names[missing[0]]}: no such image file ({len(missing):,} of "
@@ -161,14 +169,22 @@ class PictureReader:
         if path is None:
             wanted = self._images / self._rows.file_names[index]
             raise PictureError(f"{wanted}: no such image file: name its folder with --images.")
-        return path, str(path)
+        return path if isinstance(path, Path) else io.BytesIO(_fetched(path)), str(path)
 
-    def _file(self, index: int, images: Path) -> Path | None:
+    def _file(self, index: int, images: Location) -> Location | None:
         """Where a picture is, None where it is not."""
         file_name, split = self._rows.file_names[index], self._rows.splits[index]
         if not file_name or not is_inside(file_name):
             raise PictureError(f"image {self._rows.image_ids[index]} has file_name {file_name!r}, which is not opened.")
-        return next((path for path in (images / file_name, images / split / file_name) if path.is_file()), None)
+        images = of_this_process(images)
+        return next((path for path in (images / file_name, images / split / file_name) if is_file(path)), None)
+
+
+def _fetched(path: Location) -> bytes:
+    try:
+        return content(path)
+    except OSError as fault:
+        raise PictureError(f"{path}: cannot be read ({reason_of(fault)}).") from None
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:

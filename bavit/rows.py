@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import Category, Records
@@ -27,6 +25,10 @@ from tokenlabels.stats_shards import (
     read_group,
     row_groups,
 )
+from tokenlabels.storage import parquet_file
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _OBJECT_COLUMNS = ("category", "area", "iscrowd", "difficult", "patches")
 
@@ -57,7 +59,7 @@ class Rows:
             `bavit.segment.masks.with_masks` says that they are read, too.
     """
 
-    folder: Path
+    folder: Location
     header: ShardHeader
     grid: PatchGrid
     splits: Sequence[str]
@@ -201,7 +203,8 @@ def embedded_bytes(group: GroupAddress, column: str) -> int:
     if column not in group.columns:
         return 0
     try:
-        stored = pq.read_metadata(group.path).row_group(group.index)
+        with parquet_file(group.path) as file:
+            stored = file.metadata.row_group(group.index)
     except (OSError, pa.ArrowException):
         raise damaged(group.path, "is damaged or no shard") from None
     parts = (stored.column(number) for number in range(stored.num_columns))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tokenlabels.errors import ParameterError
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 class HasSplits(Protocol):
     """A build, or what one is to be made of."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """Where it is."""
 
     @property

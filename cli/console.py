@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
     from rich.table import Table
 
 _QUIET_SECONDS = 1.0
 _PIPED_WIDTH = 200
 INTERRUPTED = 130
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/")
 _NUMBERS = re.compile(r"[+-]?(?=[.,]?\d)[\d.,eE+-]+")
 
 
@@ -59,7 +61,26 @@ def print_line(text: str) -> None:
     print(printable(text))  # noqa: T201
 
 
-class GroupedCommand(TyperCommand):
+class PlainCommand(TyperCommand):
+    """A command that knows an address where it takes none: typer makes the path `s3:/bucket` of `s3://bucket`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Refuse it, and run the command."""
+        for parameter in self.get_params(ctx):
+            for value in _several(ctx.params.get(parameter.name)):
+                if isinstance(value, Path) and _ADDRESS.match(str(value)):
+                    name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+                    address = _ADDRESS.sub(r"\1//", str(value))
+                    say(f"error: {name or parameter.name} {address}: is a file or folder on disk only: name a path.")
+                    raise typer.Exit(2)
+        return super().invoke(ctx)
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+class GroupedCommand(PlainCommand):
     """A command whose help has its options in the groups that `rich_help_panel` names, as plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -124,9 +145,11 @@ def errors_reported(
         interrupted: what a person should know after Ctrl-C.
     """
     from tokenlabels.errors import ParameterError, TokenLabelsError
+    from tokenlabels.store_faults import explained
 
     try:
-        yield
+        with explained():
+            yield
     except (TokenLabelsError, KeyboardInterrupt, Exception) as fault:
         if (
             debug
@@ -206,12 +229,12 @@ class StderrProgress:
         if not self._shown or time.monotonic() - self._since < _QUIET_SECONDS:
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            *self._counts(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -220,6 +243,12 @@ class StderrProgress:
         )
         self._bar.start()
         self._show_stage()
+
+    def _counts(self) -> list[ProgressColumn]:
+        """The columns that say how many steps are done."""
+        from rich.progress import MofNCompleteColumn
+
+        return [MofNCompleteColumn()]
 
     def _show_stage(self) -> None:
         assert self._bar is not None
@@ -234,6 +263,15 @@ class StderrProgress:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class BytesProgress(StderrProgress):
+    """One whose steps are bytes."""
+
+    def _counts(self) -> list[ProgressColumn]:
+        from rich.progress import DownloadColumn, TransferSpeedColumn
+
+        return [DownloadColumn(), TransferSpeedColumn()]
 
 
 def run_app(app: Callable[[], Any]) -> None:

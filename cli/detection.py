@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import JsonOption, OnErrorName
+from cli.options import PLACE, JsonOption, Location, OnErrorName, place
 from cli.running import (
     NOTHING_KEPT,
     BatchOption,
@@ -39,9 +39,10 @@ DetectorArgument = Annotated[
     ),
 ]
 FolderOption = Annotated[
-    Path | None,
+    Location | None,
     typer.Option(
         "--images",
+        **PLACE,
         help="Folder of the images [default: those in the shards, or beside the COCO annotations].",
         rich_help_panel=DATA,
     ),
@@ -79,8 +80,8 @@ def detect(
     detector: DetectorArgument,
     images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help="Images, or folders of images.")] = None,
     coco: Annotated[
-        Path | None,
-        typer.Option(help="Instead: a COCO folder, a COCO annotation file, or a build.", rich_help_panel=DATA),
+        Location | None,
+        typer.Option(**PLACE, help="Instead: a COCO folder, a COCO annotation file, or a build.", rich_help_panel=DATA),
     ] = None,
     split: SplitsOption = None,
     folder: FolderOption = None,
@@ -155,7 +156,8 @@ def sweep(
     run: RunArgument,
     detector: DetectorArgument,
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A build, a COCO folder, or a COCO annotation file.")
+        Location,
+        typer.Argument(parser=place, metavar="SOURCE", help="A build, a COCO folder, or a COCO annotation file."),
     ],
     split: SplitsOption = None,
     folder: FolderOption = None,
@@ -240,9 +242,9 @@ def sweep(
 def _pictures(
     model: BAViT,
     images: list[Path] | None,
-    coco: Path | None,
+    coco: Location | None,
     split: list[str] | None,
-    folder: Path | None,
+    folder: Location | None,
     limit: int | None,
     on_error: OnErrorName,
     progress: StderrProgress,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import JsonOption, OnErrorName
+from cli.options import PLACE, JsonOption, Location, OnErrorName
 from cli.running import (
     NOTHING_KEPT,
     BatchOption,
@@ -172,7 +172,8 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, or folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("bavit-predictions"),
     labels: Annotated[
-        Path | None, typer.Option(help="A build on the model's grid, for ground truth of images of the same name.")
+        Location | None,
+        typer.Option(**PLACE, help="A build on the model's grid, for ground truth of images of the same name."),
     ] = None,
     threshold: ThresholdOption = None,
     refine: Annotated[
@@ -212,7 +213,7 @@ def predict(
             print_table(_listed("predictions", found))
 
 
-def _rows(model: BAViT, shards: Path, split: list[str] | None, *, every: bool = False) -> Rows:
+def _rows(model: BAViT, shards: Location, split: list[str] | None, *, every: bool = False) -> Rows:
     from bavit.rows import read_rows
     from bavit.splits import evaluation_splits
     from tokenlabels.reader import open_build

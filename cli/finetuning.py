@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported
-from cli.options import JsonOption
+from cli.options import JsonOption, Location, place
 from cli.running import (
     AUGMENT,
     DATA,
@@ -77,8 +77,10 @@ class MasksName(StrEnum):
 def finetune(
     context: typer.Context,
     shards: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="Folder of a build, a COCO folder, or a COCO annotation file."),
+        Location,
+        typer.Argument(
+            parser=place, metavar="DATA", help="Folder of a build, a COCO folder, or a COCO annotation file."
+        ),
     ],
     out: RunOption = Path("bavit-detector"),
     val: ValOption = None,
@@ -260,12 +262,12 @@ def finetune(
 
 def _task(
     settings: FinetuneSettings,
-    shards: Path,
-    val: Path | None,
+    shards: Location,
+    val: Location | None,
     train_split: list[str] | None,
     val_split: list[str] | None,
-    images: Path | None,
-    val_images: Path | None,
+    images: Location | None,
+    val_images: Location | None,
     val_limit: int | None,
     workers: int | None,
     progress: StderrProgress,

@@ -4,9 +4,34 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cli.console import say
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location as Location
+else:
+    Location = Path  # what typer is told; `place` makes the value
+
+
+def place(text: str | Path) -> Location:
+    """What a person names: a path, or an address such as `s3://bucket/folder`."""
+    if isinstance(text, Path) or "://" not in text:
+        return Path(text)
+    from tokenlabels.errors import ParameterError, TokenLabelsError
+    from tokenlabels.storage import located
+
+    try:
+        return located(text)
+    except TokenLabelsError as fault:
+        say(f"error: {fault}")
+        raise typer.Exit(2 if isinstance(fault, ParameterError) else 1) from None
+
+
+PLACE: dict[str, Any] = {"parser": place, "metavar": "PATH"}
+"""Of options that take addresses, too."""
 
 
 class SourceName(StrEnum):
@@ -88,21 +113,30 @@ READ, GRID, RULE = "What is read", "Grid", "Rule and foreground"
 VALUES, STORE, WHERE = "Values of semantic masks", "What is written", "Where the work is done"
 
 SourceArgument = Annotated[SourceName, typer.Argument(help="Annotation format.")]
-BuildArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a build.")]
+BuildArgument = Annotated[Location, typer.Argument(parser=place, metavar="OUT", help="Folder of a build.")]
 RootOption = Annotated[
-    Path | None,
+    Location | None,
     typer.Option(
+        **PLACE,
         help="Data set folder in an official layout [default: coco ., $COCO_ROOT, ./coco; voc ., $VOC_ROOT, "
         "./VOCdevkit/VOC2012; semantic .].",
         rich_help_panel=READ,
     ),
 ]
 AnnotationsOption = Annotated[
-    Path | None, typer.Option(help="A single annotation file instead of --root.", rich_help_panel=READ)
+    Location | None,
+    typer.Option(
+        **PLACE,
+        help="A single annotation file instead of --root; coco: or a folder with a JSON file for each image.",
+        rich_help_panel=READ,
+    ),
 ]
-ImagesOption = Annotated[Path | None, typer.Option(help="Image folder [default: ROOT/<split>].", rich_help_panel=READ)]
+ImagesOption = Annotated[
+    Location | None, typer.Option(**PLACE, help="Image folder [default: ROOT/<split>].", rich_help_panel=READ)
+]
 MasksOption = Annotated[
-    Path | None, typer.Option(help="semantic: folder of masks, one for each of --images.", rich_help_panel=READ)
+    Location | None,
+    typer.Option(**PLACE, help="semantic: folder of masks, one for each of --images.", rich_help_panel=READ),
 ]
 CategoriesOption = Annotated[
     list[str] | None,

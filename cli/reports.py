@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.console import print_json, print_line, print_table, printable
@@ -14,21 +13,24 @@ if TYPE_CHECKING:
     from tokenlabels.planning import Plan
     from tokenlabels.reader import Build
     from tokenlabels.sources.base import Source
+    from tokenlabels.storage import Location
 
 _LISTED_PER_CODE = 100
 
 
-def image_folders(source: Source) -> dict[str, Path]:
+def image_folders(source: Source) -> dict[str, Location]:
     """Image folder of each split, where it exists."""
-    return {name: images for name, images in source.image_folders().items() if images.is_dir()}
+    from tokenlabels.storage import is_folder
+
+    return {name: images for name, images in source.image_folders().items() if is_folder(images)}
 
 
-def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, out: Path, *, as_json: bool) -> None:
+def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, out: Location, *, as_json: bool) -> None:
     grids = [grid.name for grid in options.grids]
     splits = {
         part.name: {
             "images": len(part.records),
-            "annotations": len(part.records.ids),
+            "annotations": part.records.annotation_count,
             "shards": -(-len(part.records) // options.shard_rows),
         }
         for part in plan.dataset.splits
@@ -58,13 +60,13 @@ def report_plan(plan: Plan, options: BuildOptions, log: FindingLog, size: int, o
         table.add_row(name, *(f"{count:,}" for count in counts.values()))
     print_table(table)
     print_line(f"grids: {', '.join(grids)}")
-    print_line(f"estimated size: {_human(size)} ({size:,} bytes)")
+    print_line(f"estimated size: {human_size(size)} ({size:,} bytes)")
     if log.counts:
         print_findings(log)
 
 
 def report_build(
-    built: Build, seconds: float, stages: dict[str, float], images: dict[str, Path], *, as_json: bool
+    built: Build, seconds: float, stages: dict[str, float], images: dict[str, Location], *, as_json: bool
 ) -> None:
     manifest = built.manifest
     image_count = sum(counts["images"] for counts in manifest["splits"].values())
@@ -120,17 +122,18 @@ def report_build(
     if manifest["findings"]:
         _print_manifest_findings(manifest)
     speed = f" in {seconds:.1f} s ({image_count / seconds:,.0f} images/s)" if "finishing" in stages else ""
-    print_line(f"{image_count:,} images{speed}; {len(built.shards)} shards, {_human(size)}, in {built.path}")
+    print_line(f"{image_count:,} images{speed}; {len(built.shards)} shards, {human_size(size)}, in {built.path}")
     _suggest(built, images)
 
 
-def _suggest(built: Build, images: dict[str, Path]) -> None:
+def _suggest(built: Build, images: dict[str, Location]) -> None:
     """The next command to try."""
     from tokenlabels.sources.paths import is_inside
+    from tokenlabels.storage import is_file
 
     for split, folder in images.items():
         found = built.first_foreground(split)
-        if found and found[1] and is_inside(found[1]) and (folder / found[1]).is_file():
+        if found and found[1] and is_inside(found[1]) and is_file(folder / found[1]):
             words = ["tokenlabels", "show", str(built.path), found[0], "--images", str(folder), "-o", "overlay.png"]
             print_line(f"next: {shlex.join(words)}")
             return
@@ -199,7 +202,8 @@ def _print_manifest_findings(manifest: dict[str, Any]) -> None:
     print_table(table)
 
 
-def _human(size: float) -> str:
+def human_size(size: float) -> str:
+    """A number of bytes, as people write it."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

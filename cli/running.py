@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, print_json, print_line, print_table, say
-from cli.options import OnErrorName
+from cli.options import PLACE, Location, OnErrorName, place
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,9 +52,12 @@ class DeviceName(StrEnum):
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or a Hugging Face hub id.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=MACHINE)]
 PlainPrecision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic.", rich_help_panel=MACHINE)]
-ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of a build (tokenlabels build).")]
+ShardsArgument = Annotated[
+    Location, typer.Argument(parser=place, metavar="SHARDS", help="Folder of a build (tokenlabels build).")
+]
 PicturesOption = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the images [default: those embedded in the shards].")
+    Location | None,
+    typer.Option("--images", **PLACE, help="Folder of the images [default: those embedded in the shards]."),
 ]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where the model runs.", rich_help_panel=MACHINE)]
 PrecisionOption = Annotated[
@@ -68,7 +71,7 @@ LoadersOption = Annotated[
 ]
 RunOption = Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel=STORE)]
 ValOption = Annotated[
-    Path | None, typer.Option(help="Another build to validate on [default: SHARDS].", rich_help_panel=DATA)
+    Location | None, typer.Option(**PLACE, help="Another build to validate on [default: SHARDS].", rich_help_panel=DATA)
 ]
 TrainSplitOption = Annotated[
     list[str] | None,
@@ -79,14 +82,14 @@ ValSplitOption = Annotated[
     typer.Option(help="Split to validate on, repeatable [default: those named val*].", rich_help_panel=DATA),
 ]
 TrainPicturesOption = Annotated[
-    Path | None,
+    Location | None,
     typer.Option(
-        "--images", help="Folder of the images [default: those embedded in the shards].", rich_help_panel=DATA
+        "--images", **PLACE, help="Folder of the images [default: those embedded in the shards].", rich_help_panel=DATA
     ),
 ]
 ValPicturesOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the validation images [default: --images].", rich_help_panel=DATA),
+    Location | None,
+    typer.Option(**PLACE, help="Folder of the validation images [default: --images].", rich_help_panel=DATA),
 ]
 OnErrorOption = Annotated[
     OnErrorName | None,

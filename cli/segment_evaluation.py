@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
-from cli.options import JsonOption, OnErrorName
+from cli.options import JsonOption, Location, OnErrorName
 from cli.running import (
     NOTHING_KEPT,
     STORE,
@@ -306,11 +306,11 @@ def _view(model: Segmenter, *, native: bool, whole: bool) -> View:
 
 
 def _data(
-    shards: Path,
+    shards: Location,
     model: Segmenter,
     run: str,
     split: list[str] | None,
-    images: Path | None,
+    images: Location | None,
     card: str | None,
     limit: int | None,
     progress: StderrProgress,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.options import OnErrorName
+from cli.options import PLACE, Location, OnErrorName
 from cli.running import DATA, MACHINE
 from cli.segmenting import EXIT, MethodName
 
@@ -17,9 +16,9 @@ SplitsOption = Annotated[
     typer.Option("--split", help="Split, repeatable [default: those named val*, else all].", rich_help_panel=DATA),
 ]
 FolderOption = Annotated[
-    Path | None,
+    Location | None,
     typer.Option(
-        "--images", help="Folder of the images [default: those embedded in the shards].", rich_help_panel=DATA
+        "--images", **PLACE, help="Folder of the images [default: those embedded in the shards].", rich_help_panel=DATA
     ),
 ]
 FirstOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N.", rich_help_panel=DATA)]

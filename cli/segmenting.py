@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.console import StderrProgress, errors_reported
-from cli.options import JsonOption
+from cli.options import JsonOption, Location
 from cli.running import (
     AUGMENT,
     DATA,
@@ -282,12 +282,12 @@ def train(
 def carry_out_segmenting(
     command: str,
     choices: dict[str, Any],
-    shards: Path,
-    val: Path | None,
+    shards: Location,
+    val: Location | None,
     train_split: list[str] | None,
     val_split: list[str] | None,
-    images: Path | None,
-    val_images: Path | None,
+    images: Location | None,
+    val_images: Location | None,
     progress: StderrProgress,
     *,
     out: Path,
@@ -330,8 +330,8 @@ def carry_out_segmenting(
 
 
 def _masked(
-    shards: Path,
-    val: Path | None,
+    shards: Location,
+    val: Location | None,
     train_split: list[str] | None,
     val_split: list[str] | None,
     card: str | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table, printable
+from cli.options import PLACE, Location, place
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,14 +24,17 @@ _TAU_STEP = 10
 
 def stats(
     context: typer.Context,
-    out: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of builds; several are compared.")],
+    out: Annotated[
+        list[Location], typer.Argument(parser=place, metavar="OUT...", help="Folders of builds; several are compared.")
+    ],
     grid: Annotated[str | None, typer.Option(help="Grid name [default: the first].")] = None,
     split: Annotated[str | None, typer.Option(help="Split to count [default: all].")] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write a report: one file, with samples and a tau slider.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images, for the samples of a report that are not embedded.")
+        Location | None,
+        typer.Option(**PLACE, help="Folder of the images, for the samples of a report that are not embedded."),
     ] = None,
     samples: Annotated[int, typer.Option(min=0, max=200, help="Images that the report shows.")] = 24,
     as_json: Annotated[

@@ -13,6 +13,7 @@ import typer
 
 from cli.console import (
     GroupedCommand,
+    PlainCommand,
     StderrProgress,
     errors_reported,
     print_json,
@@ -20,8 +21,11 @@ from cli.console import (
     run_app,
     say,
 )
+from cli.converting import export, merge, split
+from cli.downloading import download
 from cli.options import (
     GRID,
+    PLACE,
     RULE,
     STORE,
     AnnotationsOption,
@@ -36,6 +40,7 @@ from cli.options import (
     ImagesOption,
     JsonOption,
     LimitOption,
+    Location,
     MasksOption,
     MaskSuffixOption,
     OnErrorName,
@@ -154,8 +159,8 @@ def build(
     ] = 0.0,
     limit: LimitOption = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write [default: ./tokenlabels-<source>].", rich_help_panel=STORE),
+        Location | None,
+        typer.Option(**PLACE, help="Folder to write [default: ./tokenlabels-<source>].", rich_help_panel=STORE),
     ] = None,
     scores: Annotated[
         bool, typer.Option("--scores/--no-scores", help="Store the scores, for relabel.", rich_help_panel=STORE)
@@ -223,7 +228,7 @@ def build(
         "on_error": on_error.value,
         "check": check.value,
     }
-    out = out or Path(f"tokenlabels-{source.value}")
+    out = Path(f"tokenlabels-{source.value}") if out is None else out
     places = Places(root, annotations, images, masks, split, sample)
     meaning = ignore, background, reduce_zero_label, None if stuff is None else stuff.value, mask_suffix
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
@@ -361,7 +366,7 @@ def verify(context: typer.Context, out: BuildArgument, as_json: JsonOption = Fal
             raise typer.Exit(1)
 
 
-app.command()(stats)
+app.command(cls=PlainCommand)(stats)
 
 
 @app.command()
@@ -369,7 +374,7 @@ def relabel(
     context: typer.Context,
     build_folder: BuildArgument,
     tau: Annotated[float, typer.Option(help="New threshold, 0 to 1.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new build.")],
+    out: Annotated[Location, typer.Option(**PLACE, help="Folder of the new build.")],
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -385,13 +390,15 @@ def relabel(
         report_build(built, time.perf_counter() - started, stages, {}, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def show(
     context: typer.Context,
     out: BuildArgument,
     image_id: Annotated[str, typer.Argument(help="Image id, or file name without suffix.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("overlay.png"),
-    images: Annotated[Path | None, typer.Option(help="Image folder; not needed where images are embedded.")] = None,
+    images: Annotated[
+        Location | None, typer.Option(**PLACE, help="Image folder; not needed where images are embedded.")
+    ] = None,
     grid: GridOption = None,
     split: Annotated[str | None, typer.Option(help="Split to look in [default: all].")] = None,
     as_json: JsonOption = False,
@@ -408,7 +415,11 @@ def show(
             print_line(str(path))
 
 
-app.command()(sample)
+app.command()(merge)
+app.command()(split)
+app.command()(export)
+app.command(cls=PlainCommand)(sample)
+app.command()(download)
 
 
 Meaning: TypeAlias = tuple[list[int] | None, list[int] | None, bool, str | None, str | None]
@@ -424,10 +435,10 @@ def _semantic_options(meaning: Meaning) -> SemanticOptions | None:
 class Places(NamedTuple):
     """Where a person says the data are."""
 
-    root: Path | None
-    annotations: Path | None
-    images: Path | None
-    masks: Path | None
+    root: Location | None
+    annotations: Location | None
+    images: Location | None
+    masks: Location | None
     split: list[str] | None
     sample: bool
 
@@ -438,7 +449,7 @@ def _located(
     places: Places,
     class_list: str | None,
     meaning: Meaning,
-    beside: Path,
+    beside: Location,
     *,
     keep: bool,
 ) -> Iterator[Source]:
@@ -467,9 +478,9 @@ def _located(
     from tokenlabels.sample_folder import is_drawn
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = beside / _SAMPLE_FOLDER
-        if not is_drawn(folder, GENERATOR):  # else it is a finished sample, of whatever size somebody wanted
-            folder = folder if keep else Path(temporary) / _SAMPLE_FOLDER
+        drawn = isinstance(beside, Path) and is_drawn(beside / _SAMPLE_FOLDER, GENERATOR)  # of any size, by somebody
+        folder = beside / _SAMPLE_FOLDER if isinstance(beside, Path) and (keep or drawn) else Path(temporary) / "sample"
+        if not drawn:
             write_sample(folder, images=_SAMPLE_IMAGES)
         root = folder if source is SourceName.coco else folder / VOC_FOLDER
         splits = places.split or ()

@@ -95,13 +95,15 @@ def execute(environment: dict[str, str]) -> Callable[..., subprocess.CompletedPr
                 if size is not None:
                     resource.setrlimit(kind, (size, size))
 
+        # Python writes its bytecode short where files are limited, and every later process would fail at it
+        whole_bytecode = {} if file_size is None else {"PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(
             [COMMAND, *(str(word) for word in words)],
             capture_output=True,
             text=True,
             timeout=60,
             cwd=cwd,
-            env=environment | env,
+            env=environment | whole_bytecode | env,
             preexec_fn=limit,
             check=False,
         )

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenlabels.agreement import compare
     from tokenlabels.builder import build
+    from tokenlabels.downloading import download
     from tokenlabels.errors import TokenLabelsError
+    from tokenlabels.exporter import export
     from tokenlabels.grid import PatchGrid
+    from tokenlabels.merger import merge
     from tokenlabels.overlay import show
     from tokenlabels.reader import Build
     from tokenlabels.reader import open_build as open  # noqa: A004
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from tokenlabels.sources.panoptic import PanopticSource
     from tokenlabels.sources.semantic import SemanticSource
     from tokenlabels.sources.voc import VocSource
+    from tokenlabels.splitter import split
     from tokenlabels.stats import statistics
     from tokenlabels.verifier import verify
 
@@ -44,9 +48,13 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "download",
+    "export",
+    "merge",
     "open",
     "relabel",
     "show",
+    "split",
     "statistics",
     "verify",
     "write_report",
@@ -63,9 +71,13 @@ _HOMES = {
     "VocSource": ("sources.voc", "VocSource"),
     "build": ("builder", "build"),
     "compare": ("agreement", "compare"),
+    "download": ("downloading", "download"),
+    "export": ("exporter", "export"),
+    "merge": ("merger", "merge"),
     "open": ("reader", "open_build"),
     "relabel": ("relabeler", "relabel"),
     "show": ("overlay", "show"),
+    "split": ("splitter", "split"),
     "statistics": ("stats", "statistics"),
     "verify": ("verifier", "verify"),
     "write_report": ("report", "write_report"),

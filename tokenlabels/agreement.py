@@ -19,6 +19,7 @@ from tokenlabels.shards import numbers
 from tokenlabels.stats import share, statistics
 from tokenlabels.stats_objects import unreadable
 from tokenlabels.stats_shards import FOREGROUND, IGNORE, list_values, read_group, row_groups
+from tokenlabels.store_faults import explained
 
 _KEPT_CELLS = 1 << 27
 """Labels of one build that are kept while rows in another order are looked up."""
@@ -30,6 +31,7 @@ class _NotComparableError(Exception):
     """Builds cannot be compared patch by patch; the message says why."""
 
 
+@explained()
 def compare(
     builds: Sequence[Build], *, grid: str | None = None, split: str | None = None, progress: Progress | None = None
 ) -> Comparison:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from tokenlabels.deferred import DeferredRecords
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 MAX_COORDINATE = 10_000_000.0
 """Largest absolute box or polygon coordinate in pixels that is taken for real."""
@@ -24,7 +28,7 @@ MAX_IMAGE_PIXELS = 2**31 - 1
 MapEncoding: TypeAlias = Literal["class", "object", "rgb"]
 
 MASK_TEXT, MASK_RINGS, MASK_RLE = 0, 1, 2
-"""How a mask is stored in `Masks`: JSON text of plain polygons; rings of numbers; run lengths."""
+"""How a mask is stored: as JSON text of plain polygons or compressed run lengths; rings of numbers; run lengths."""
 
 
 class Category(msgspec.Struct, frozen=True):
@@ -50,7 +54,8 @@ class Masks:
     Attributes:
         kinds: uint8 (m,), `MASK_TEXT`, `MASK_RINGS` or `MASK_RLE`: which pool.
         spans: int64 (m, 2), start and stop in that pool.
-        text: uint8, JSON text of plain polygons (`polygon_text.py` accepts them).
+        text: uint8, JSON text of plain polygons (`polygon_text.py` accepts them) and plain compressed run lengths
+            (`rle_text.py`).
         numbers: float64, for each ring its count of numbers, then x and y in turn.
         counts: int64, run lengths, column-major, background first; they sum to width * height.
     """
@@ -72,7 +77,7 @@ class Masks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawMasks:
-    """The m masks of a whole split, plain polygons as views into the bytes of the annotation file.
+    """The m masks of a whole split, plain ones as views into the bytes of the annotation file.
 
     Attributes:
         kinds: see `Masks`.
@@ -190,7 +195,7 @@ class LabelMaps:
         category_count: size of the category table where shards say which category covers most of each patch, else 0.
     """
 
-    folder: Path
+    folder: Location
     files: Sequence[str]
     encodings: Sequence[MapEncoding]
     values: ClassValues | None = None
@@ -250,6 +255,35 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def annotation_count(self) -> int:
+        return len(self.ids)
+
+    def blocks(self) -> tuple[Records, ...]:
+        """All images at once; see `DeferredRecords.blocks`."""
+        return (self,)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Records]) -> Records:
+        """The images of all parts, at least one, without masks and maps; a single part is returned as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        before = np.cumsum([0, *(len(part.ids) for part in parts)]).tolist()
+        offsets = [part.offsets[:-1] + shift for part, shift in zip(parts, before[:-1], strict=True)]
+        return Records(
+            image_ids=[image_id for part in parts for image_id in part.image_ids],
+            file_names=[name for part in parts for name in part.file_names],
+            widths=np.concatenate([part.widths for part in parts]),
+            heights=np.concatenate([part.heights for part in parts]),
+            offsets=np.concatenate([*offsets, np.array(before[-1:], np.int64)]),
+            ids=np.concatenate([part.ids for part in parts]),
+            boxes=np.concatenate([part.boxes for part in parts]),
+            categories=np.concatenate([part.categories for part in parts]),
+            areas=np.concatenate([part.areas for part in parts]),
+            crowd=np.concatenate([part.crowd for part in parts]),
+            difficult=np.concatenate([part.difficult for part in parts]),
+        )
 
     def image_of(self, annotation: int) -> str:
         """Image id of the annotation with this index."""
@@ -323,7 +357,7 @@ class Split:
 
     Attributes:
         name: letters, digits and underscores.
-        records: its images and annotations.
+        records: its images and annotations; or how to read these where they are needed.
         images: folder that `records.file_names` are relative to; it need not exist.
         file: the annotation file; of a data set of many files, the one that lists them, with the size of all and a
             digest of their names and contents.
@@ -333,12 +367,16 @@ class Split:
     """
 
     name: str
-    records: Records
-    images: Path
+    records: Records | DeferredRecords
+    images: Location
     file: SourceFile
-    masks: Path | None = None
+    masks: Location | None = None
     mask_fill: int = 0
     complete: bool = True
+
+    def file_of(self, image: int) -> str:
+        """Name of the annotation file that the image with this index is in."""
+        return self.records.sources[image] if isinstance(self.records, DeferredRecords) else self.file.file
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -41,9 +41,14 @@ from tokenlabels.shards import SCHEMA_VERSION
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
+from tokenlabels.storage import located, stays_in_process
+from tokenlabels.store_faults import explained
 from tokenlabels.threads import cores
 
 Engine: TypeAlias = Literal["local", "dask"]
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _BYTES_PER_WORKER = 24 << 20
 """Annotation bytes below which a further worker process costs more than it saves."""
@@ -51,14 +56,15 @@ _BYTES_PER_WORKER = 24 << 20
 _FEW_CORES = 4
 
 
+@explained()
 def build(
     source: Source | str,
     *,
-    out: str | Path | None = None,
-    root: str | Path | None = None,
-    annotations: str | Path | None = None,
-    images: str | Path | None = None,
-    masks: str | Path | None = None,
+    out: str | Location | None = None,
+    root: str | Location | None = None,
+    annotations: str | Location | None = None,
+    images: str | Location | None = None,
+    masks: str | Location | None = None,
     split: str | Sequence[str] = (),
     patch: PatchLike | Sequence[PatchLike] = 16,
     image_size: ImageSizeLike | Sequence[ImageSizeLike] = 384,
@@ -75,7 +81,7 @@ def build(
     reduce_zero_label: bool = False,
     stuff: str | None = None,
     mask_suffix: str | None = None,
-    categories: str | Path | Sequence[str] | None = None,
+    categories: str | Location | Sequence[str] | None = None,
     exclude_categories: Sequence[str] | None = None,
     min_area: float = 0.0,
     scores: bool = True,
@@ -96,6 +102,8 @@ def build(
     log: FindingLog | None = None,
 ) -> Build:
     """Turn an annotated data set into Parquet shards with one label per patch.
+
+    Every place is a path on disk, or an address in a store, such as `s3://bucket/coco`; `memory://` needs one worker.
 
     Args:
         source: a `Source`, or `"coco"`, `"voc"` or `"semantic"` with the places of its files.
@@ -186,7 +194,7 @@ def build(
         on_error=on_error,
         check=check,
     )
-    folder = Path(out) if out is not None else Path(f"tokenlabels-{found.format}")
+    folder = located(out if out is not None else f"tokenlabels-{found.format}")
     return build_source(
         found,
         chosen,
@@ -201,10 +209,11 @@ def build(
     )
 
 
+@explained()
 def build_source(
     source: Source,
     options: BuildOptions,
-    folder: Path,
+    folder: Location,
     log: FindingLog,
     progress: Progress,
     *,
@@ -216,7 +225,8 @@ def build_source(
 ) -> Build:
     """`build`, its parameters checked and its source found."""
     check_ownership(folder)
-    executor = make_executor(workers, work_of(source, options), engine=engine, scheduler=scheduler, out=folder)
+    count = workers_for(workers, source, folder)
+    executor = make_executor(count, work_of(source, options), engine=engine, scheduler=scheduler, out=folder)
     with executor:
         executor.start()
         plan = make_plan(source, options, log, progress, run=executor.run, rasterizer=rasterizer)
@@ -254,13 +264,27 @@ def work_of(source: Source, options: BuildOptions) -> int:
     return source.input_bytes(masks=options.rule.kind.reads_masks)
 
 
+def workers_for(workers: int | None, source: Source, *places: Location) -> int | None:
+    """The number of workers, 1 where nobody chose and a place is in this process's memory.
+
+    Raises:
+        ParameterError: several, and other processes could not see such a place.
+    """
+    hidden = next((place for place in (*source.places(), *places) if stays_in_process(place)), None)
+    if hidden is None:
+        return workers
+    if workers not in (None, 1):
+        raise ParameterError(f"{hidden}: is in the memory of one process: use one worker (--workers 1).")
+    return 1
+
+
 def make_executor(
     workers: int | None,
     input_bytes: int,
     *,
     engine: Engine = "local",
     scheduler: str | None = None,
-    out: Path | None = None,
+    out: Location | None = None,
 ) -> Executor:
     """Serial for one worker or little work, else processes; with `engine="dask"` a cluster that writes into `out`.
 
@@ -289,7 +313,7 @@ def make_executor(
 
 
 def _run(
-    folder: Path,
+    folder: Location,
     plan: Plan,
     options: BuildOptions,
     finished: Mapping[str, JournalEntry],
@@ -314,7 +338,7 @@ def _manifest(plan: Plan, log: FindingLog) -> dict[str, Any]:
     """What `manifest.json` says, but for shards; nothing in it depends on time, machine or how the build was run."""
     parameters = {name: value for name, value in plan.parameters.items() if name != "sources"}
     splits = {
-        split.name: {"images": len(split.records), "annotations": len(split.records.ids)}
+        split.name: {"images": len(split.records), "annotations": split.records.annotation_count}
         for split in plan.dataset.splits
     }
     return {

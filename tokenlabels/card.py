@@ -6,16 +6,18 @@ whose category table and split names it shares. Format: https://huggingface.co/d
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pyarrow.parquet as pq
 import yaml
 
 from tokenlabels.known import KnownDataset, known_datasets
 from tokenlabels.rules import RULES
 from tokenlabels.shards import ShardHeader, features_of
+from tokenlabels.storage import parquet_file
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _SIZES = (
     (1_000, "n<1K"),
@@ -26,36 +28,38 @@ _SIZES = (
 )
 
 
-def card_text(manifest: dict[str, Any], out: Path) -> str:
+def card_text(manifest: dict[str, Any], out: Location) -> str:
     """The card of a build.
 
     Args:
         manifest: the manifest, as JSON values.
         out: folder of the build, whose first shards tell the columns.
     """
-    known = _known(manifest)
+    known = known_origin(manifest)
     front = yaml.safe_dump(_front_matter(manifest, out, known), sort_keys=False, allow_unicode=True, width=1_000)
     return f"---\n{front}---\n\n{_body(manifest, known)}"
 
 
-def _known(manifest: dict[str, Any]) -> KnownDataset | None:
+def known_origin(manifest: dict[str, Any]) -> KnownDataset | None:
     """The official data set that a build was made of: same categories, and no other splits."""
     background = manifest["parameters"].get("background", [])
     table = [
         (category["id"], category["name"]) for category in manifest["categories"] if category["id"] not in background
     ]
+    cut = manifest["parameters"].get("cut")
+    splits = [cut["split"]] if cut else manifest["splits"]
     for dataset in known_datasets():
         offset = dataset.masks.offset if dataset.masks else 0
         names = [category["name"] for category in dataset.categories]
         ids = [category["id"] for category in dataset.categories]
         numberings = [ids, [each - offset for each in ids], range(len(ids))]  # semantic builds number by mask value
         known = any(table == list(zip(numbering, names, strict=True)) for numbering in numberings)
-        if known and all(split in dataset.splits for split in manifest["splits"]):
+        if known and all(split in dataset.splits for split in splits):
             return dataset
     return None
 
 
-def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | None) -> dict[str, Any]:
+def _front_matter(manifest: dict[str, Any], out: Location, known: KnownDataset | None) -> dict[str, Any]:
     images = sum(split["images"] for split in manifest["splits"].values())
     grids = [grid["name"] for grid in manifest["parameters"]["grids"]]
     subject = known.pretty_name if known else f"a {manifest['parameters']['source']} data set"
@@ -79,9 +83,10 @@ def _front_matter(manifest: dict[str, Any], out: Path, known: KnownDataset | Non
     return front
 
 
-def _yaml_features(manifest: dict[str, Any], out: Path, grid: str) -> list[dict[str, Any]]:
+def _yaml_features(manifest: dict[str, Any], out: Location, grid: str) -> list[dict[str, Any]]:
     first = next(shard["file"] for shard in manifest["shards"] if shard["file"].startswith(f"{grid}/"))
-    schema = pq.read_schema(out / first)
+    with parquet_file(out / first) as file:
+        schema = file.schema_arrow
     header = msgspec.json.decode(schema.metadata[b"tokenlabels"], type=ShardHeader)
     features = features_of(list(schema), header.categories)
     return [{"name": name, **_yaml_feature(feature)} for name, feature in features.items()]

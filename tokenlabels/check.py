@@ -6,6 +6,7 @@ fault in a mask depends on whether the rule reads masks. Everything else is a *w
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
@@ -51,6 +52,7 @@ IMAGE_SIZE = Kind("003", "image size is impossible", "error", "error", _IMAGE_OU
 IMAGE_NO_NAME = Kind("004", "image has no file_name", "warning", "warning", "file_name stored empty")
 IMAGE_PATH = Kind("005", "file_name leaves the image folder", "warning", "warning", "file not opened")
 CATEGORY_DUPLICATE_NAME = Kind("006", "category name occurs twice", "warning", "warning", "both kept")
+IMAGE_JSON = Kind("007", "JSON file of an image cannot be read", "error", "error", _IMAGE_OUT)
 ANNOTATION_MALFORMED = Kind("010", "annotation is malformed", "error", "error", _LEFT_OUT)
 ANNOTATION_DUPLICATE = Kind("011", "annotation id occurs twice", "warning", "warning", "both kept")
 UNKNOWN_IMAGE = Kind("012", "annotation of an unknown image", "error", "error", _LEFT_OUT)
@@ -167,6 +169,12 @@ class FindingLog:
         self._limit = sys.maxsize if examples is None else examples
         self.counts: dict[str, int] = {}
         self.examples: dict[str, list[Finding]] = {}
+
+    def fresh(self) -> FindingLog:
+        """An empty log with the same severities, for work done elsewhere; `extend` takes its findings over."""
+        empty = copy.copy(self)
+        empty.counts, empty.examples = {}, {}
+        return empty
 
     def severity(self, kind: Kind) -> Severity:
         """Severity of a kind of fault in this run."""

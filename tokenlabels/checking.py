@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tokenlabels import check
-from tokenlabels.annotations import Dataset, Split
+from tokenlabels.annotations import Dataset, Records, Split
 from tokenlabels.check import FindingLog
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.executors import Run, SerialExecutor
-from tokenlabels.images import check_files, report_listing
+from tokenlabels.images import check_files, has_pictures, report_listing
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.rules import RuleSpec
 from tokenlabels.scoring import label_records
 from tokenlabels.sources.base import Reading, Source
+from tokenlabels.store_faults import explained
 
 _BLOCK = 1024
+_SPEC = RuleSpec.make("pixel-ratio")
 
 
+@explained()
 def check_source(
     source: Source,
     log: FindingLog,
@@ -48,16 +54,18 @@ def check_source(
         limit=limit,
         run=run,
         progress=progress.stage,
+        advance=progress.advance,
         note=progress.note,
         decode=True,
         report_all=True,
+        draw=True,
     )
     dataset = source.read(reading, log)
     for split in dataset.splits:
         if split.records.masks is not None:
             progress.stage(f"drawing masks of {split.name}", len(split.records))
             report_empty_masks(split, log, progress)
-        if split.images.is_dir():
+        if has_pictures(split):
             report_listing(split, log, complete=split.complete and limit is None, missing=False)
             progress.stage(f"checking images of {split.name}", len(split.records))
             check_files(split, log, ends=True, advance=progress.advance)
@@ -66,13 +74,22 @@ def check_source(
 
 def report_empty_masks(split: Split, log: FindingLog, progress: Progress) -> None:
     """Report masks that hold no pixel; those that are faulty anyway have no span and are passed over."""
-    spec = RuleSpec.make("pixel-ratio")
-    for start in range(0, len(split.records), _BLOCK):
-        block = split.records.block(start, min(start + _BLOCK, len(split.records)))
-        if block.masks is None:
-            continue
-        _, found = label_records(block, [], spec)
-        spans = block.masks.spans
-        for k in np.flatnonzero(found.empty & (spans[:, 1] > spans[:, 0])).tolist():
-            log.take(check.empty_mask(log.source_format, split.file.file, block.image_of(k), int(block.ids[k])))
+    records = split.records
+    if isinstance(records, DeferredRecords):  # their source has done it
+        return
+    for start in range(0, len(records), _BLOCK):
+        block = records.block(start, min(start + _BLOCK, len(records)))
+        for image, k in empty_masks(block):
+            image_id = block.image_ids[image]
+            log.take(check.empty_mask(log.source_format, split.file.file, image_id, int(block.ids[k])))
         progress.advance(len(block))
+
+
+def empty_masks(block: Records) -> Iterator[tuple[int, int]]:
+    """(image, annotation) of each packed instance mask that holds no pixel, by their places in a block."""
+    if block.masks is None:
+        return
+    _, found = label_records(block, [], _SPEC)
+    spans = block.masks.spans
+    for k in np.flatnonzero(found.empty & (spans[:, 1] > spans[:, 0])).tolist():
+        yield int(np.searchsorted(block.offsets, k, side="right")) - 1, k

@@ -16,6 +16,7 @@ from tokenlabels.annotations import MASK_RINGS, MASK_TEXT
 from tokenlabels.kernel import kernel
 from tokenlabels.polygon_text import parse_polygons
 from tokenlabels.raster import add_ring, add_rle, count_crossings, count_rle_runs, grown, merge_runs
+from tokenlabels.rle_text import BRACE, parse_rle
 
 SKIP, FOREGROUND, IGNORED = 0, 1, 2
 """What an annotation does: nothing, score its cells, or mark them as ignored."""
@@ -79,9 +80,15 @@ def column_runs_of_image(
         if roles[k] != wanted:
             continue
         start, stop = spans[k, 0], spans[k, 1]
-        if kinds[k] == MASK_TEXT:
+        if kinds[k] == MASK_TEXT and text[start] != BRACE:
             rings = parse_polygons(text, start, stop, xy, ring_stops)
             after = _add_rings(xy, nothing, ring_stops, rings, nothing, width, height, columns, runs, used)
+        elif kinds[k] == MASK_TEXT:
+            lengths: Any = parse_rle(text, start, stop, width, height)
+            after = used + count_rle_runs(lengths, nothing, len(lengths), height)
+            after = (
+                add_rle(lengths, nothing, len(lengths), height, columns, runs, used) if after <= len(runs) else -after
+            )
         elif kinds[k] == MASK_RINGS:
             stops = _ring_stops(numbers, start, stop)
             after = _add_rings(numbers, start + 1, stops, len(stops), one, width, height, columns, runs, used)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import VOID_VALUE, Dataset, Records, Split
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.embedding import Embedding
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
@@ -49,7 +49,7 @@ def planned_files(dataset: Dataset, options: BuildOptions) -> list[str]:
 
 
 def tasks_of(
-    folder: Path,
+    folder: Location,
     dataset: Dataset,
     image_bytes: Sequence[NDArray[np.int64] | None],
     options: BuildOptions,
@@ -108,9 +108,13 @@ def columns_of(split: Split, options: BuildOptions) -> Columns:
     )
 
 
-def _needed(records: Records, options: BuildOptions) -> Records:
+def _needed(records: Records | DeferredRecords, options: BuildOptions) -> Records | DeferredRecords:
     """Records without masks that the rule does not look at."""
-    if options.rule.kind.reads_masks or (records.maps is not None and records.maps.category_count):
+    if (
+        isinstance(records, DeferredRecords)
+        or options.rule.kind.reads_masks
+        or (records.maps is not None and records.maps.category_count)
+    ):
         return records
     return replace(records, masks=None, maps=None)
 

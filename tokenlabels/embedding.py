@@ -6,12 +6,17 @@ import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenlabels.annotations import Records
 from tokenlabels.errors import TokenLabelsError
 from tokenlabels.grid import PatchGrid
+from tokenlabels.storage import contents, threads_for
+from tokenlabels.store_faults import reason_of
 from tokenlabels.threads import in_threads
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,8 @@ class Embedding:
         mask_fill: value of a mask in the padding of a letterboxed picture.
     """
 
-    images: Path | None = None
-    masks: Path | None = None
+    images: Location | None = None
+    masks: Location | None = None
     size: tuple[int, int] | None = None
     quality: int = 90
     mask_fill: int = 0
@@ -61,10 +66,8 @@ class Pictures:
         if self._files is None:
             images, masks = self._embedding.images, self._embedding.masks
             self._files = Embedded(
-                None if images is None else [_bytes(images / name) for name in self._block.file_names],
-                None
-                if masks is None
-                else [_bytes(masks / name) if name else None for name in self._block.mask_files or ()],
+                None if images is None else _files(images, self._block.file_names),
+                None if masks is None else _files_or_none(masks, self._block.mask_files or ()),
             )
         return self._files
 
@@ -91,13 +94,21 @@ class Pictures:
         with warnings.catch_warnings():  # here, as threads would restore each other's filters
             warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata
             return (
-                None if chosen.images is None else in_threads(picture, rows, self._threads),
-                None if chosen.masks is None else in_threads(mask, rows, self._threads),
+                None if chosen.images is None else in_threads(picture, rows, threads_for(chosen.images, self._threads)),
+                None if chosen.masks is None else in_threads(mask, rows, threads_for(chosen.masks, self._threads)),
             )
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as fault:
-        raise TokenLabelsError(f"{path}: cannot be read ({fault.strerror}): run again when it can.") from None
+def _files(folder: Location, names: Sequence[str]) -> list[bytes]:
+    found: list[bytes] = []
+    for name, data in zip(names, contents(folder / name for name in names), strict=True):
+        if isinstance(data, OSError):
+            raise TokenLabelsError(f"{folder / name}: cannot be read ({reason_of(data)}): run again when it can.")
+        found.append(data)
+    return found
+
+
+def _files_or_none(folder: Location, names: Sequence[str]) -> list[bytes | None]:
+    """Like `_files`, None where a name is empty."""
+    found = iter(_files(folder, [name for name in names if name]))
+    return [next(found) if name else None for name in names]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 class TokenLabelsError(Exception):
@@ -17,12 +20,12 @@ class AnnotationFileError(TokenLabelsError):
         problem: what is wrong with it and what to do, without the path.
     """
 
-    def __init__(self, path: Path, problem: str) -> None:
+    def __init__(self, path: Location, problem: str) -> None:
         self.path = path
         self.problem = problem
         super().__init__(f"{path}: {problem}")
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type, tuple[Location, str]]:
         return type(self), (self.path, self.problem)
 
 
@@ -45,7 +48,7 @@ class BuildMismatchError(OutputError):
         differences: parameter name -> (value in the folder, value asked for).
     """
 
-    def __init__(self, out: Path, differences: dict[str, tuple[object, object]]) -> None:
+    def __init__(self, out: Location, differences: dict[str, tuple[object, object]]) -> None:
         self.differences = differences
         named = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in sorted(differences.items()))
         super().__init__(f"{out} holds a build with other parameters ({named}): use another --out, or --overwrite.")
@@ -61,3 +64,7 @@ class SchedulerError(TokenLabelsError):
 
 class WorkerDiedError(TokenLabelsError):
     """A worker process ended without answering (killed, out of memory, crashed)."""
+
+
+class DownloadError(TokenLabelsError):
+    """A file cannot be fetched, is not what it should be, or cannot be unpacked."""

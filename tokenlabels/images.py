@@ -5,14 +5,15 @@ Pixels are decoded only where the end of a file that is to be embedded looks cut
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,14 @@ from numpy.typing import NDArray
 from tokenlabels import check
 from tokenlabels.annotations import MAX_PIXELS, Split
 from tokenlabels.check import FindingLog, Kind
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, is_folder, names_in, threads_for
+from tokenlabels.store_faults import reason_of
+from tokenlabels.threads import ahead
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 
@@ -53,12 +61,16 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
         complete: the split holds every image of its annotation file, so that others on disk are extra.
         missing: report files that are missing.
     """
+    if isinstance(split.records, DeferredRecords):
+        from tokenlabels.tree_listing import report_tree
+
+        report_tree(split, split.records, log, complete=complete, missing=missing)
+        return
     try:
-        with os.scandir(split.images) as entries:
-            present = {entry.name for entry in entries}
+        names = names_in(split.images)
     except OSError:
         return
-    present = {os.fsencode(name).decode("utf-8", "backslashreplace") for name in present}  # JSON holds UTF-8 only
+    present = {os.fsencode(name).decode("utf-8", "backslashreplace") for name in names}  # JSON holds UTF-8 only
     named = set(split.records.file_names)
     for image_id, name in zip(split.records.image_ids, split.records.file_names, strict=True):
         if missing and name and "/" not in name and name not in present:
@@ -70,12 +82,21 @@ def report_listing(split: Split, log: FindingLog, *, complete: bool, missing: bo
                 log.add(check.FILE_EXTRA, split.file.file, message)
 
 
-def stored_size(path: Path) -> tuple[int, int] | None:
+def stored_size(path: Location) -> tuple[int, int] | None:
     """(width, height) of a picture from its header, None where it cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
         found = _read_header(path.parent, path.name)
     return None if found.fault else found.size
+
+
+def has_pictures(split: Split) -> bool:
+    """Whether there is a folder to look for pictures in; beside JSON files of one image each, any picture at all."""
+    if not isinstance(split.records, DeferredRecords):
+        return is_folder(split.images)
+    from tokenlabels.tree_listing import pictures_below
+
+    return any(True for _ in pictures_below(split.images))
 
 
 def check_files(
@@ -101,41 +122,46 @@ def check_files(
         The split without the images that have an error-level fault, and int64 (n,): bytes of each file left.
     """
     records = split.records
-    headers: list[_Header] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+    usable, sizes = np.ones(len(records), np.bool_), np.zeros(len(records), np.int64)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: nothing is decoded here
-        for header in pool.map(
-            lambda name: _read_header(split.images, name, ends=ends), records.file_names, chunksize=64
-        ):
-            headers.append(header)
+        threads = threads_for(split.images, _THREADS)
+        headers = ahead(lambda name: _read_header(split.images, name, ends=ends), records.file_names, threads)
+        for index, header in enumerate(headers):
+            sizes[index] = header.bytes
+            usable[index] = _is_usable(split, index, header, log, missing=missing, orientations=orientations)
             advance(1)
-    usable = np.ones(len(records), np.bool_)
-    for index, header in enumerate(headers):
-        annotated = int(records.widths[index]), int(records.heights[index])
-        fault = header.fault
-        if fault is None and header.size != annotated:
-            turned = header.orientation in _TURNED and header.size == annotated[::-1]
-            why = ": it was annotated as turned by its EXIF orientation" if turned else ""
-            stored = f"{header.size[0]} x {header.size[1]}"
-            fault = check.FILE_SIZE, f"is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}{why}"
-        image_id, name = records.image_ids[index], records.file_names[index]
-        if fault is None and orientations and header.orientation != 1:
-            why = f"has EXIF orientation {header.orientation}, which labels do not follow and `datasets` does"
-            message = f"image {image_id} ({name[:200]}) {why}: --embed-size stores it as labelled."
-            log.add(check.FILE_TURNED, split.file.file, message, image_id=image_id)
-        if fault is None or (fault[0] is check.FILE_MISSING and not missing):
-            continue
-        if not name or fault[0] is check.IMAGE_PATH:  # the source has reported it
-            usable[index] = log.severity(fault[0]) != "error"
-            continue
-        message = f"image {image_id} ({name[:200]}) {fault[1]}."
-        if log.add(fault[0], split.file.file, message, image_id=image_id) == "error":
-            usable[index] = False
-    sizes = np.array([header.bytes for header in headers], np.int64)
     return replace(split, records=records.keep_images(usable)), sizes[usable]
 
 
-def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
+def _is_usable(
+    split: Split, index: int, header: _Header, log: FindingLog, *, missing: bool, orientations: bool
+) -> bool:
+    """Report what is wrong with the image file of one image; whether the image can be built all the same."""
+    records, fault = split.records, header.fault
+    annotated = int(records.widths[index]), int(records.heights[index])
+    if fault is None and header.size != annotated:
+        turned = header.orientation in _TURNED and header.size == annotated[::-1]
+        why = ": it was annotated as turned by its EXIF orientation" if turned else ""
+        stored = f"{header.size[0]} x {header.size[1]}"
+        fault = check.FILE_SIZE, f"is stored as {stored}, annotated as {annotated[0]} x {annotated[1]}{why}"
+    if fault is None and not (orientations and header.orientation != 1):
+        return True
+    image_id, name, file = records.image_ids[index], records.file_names[index], split.file_of(index)
+    if fault is None:
+        why = f"has EXIF orientation {header.orientation}, which labels do not follow and `datasets` does"
+        message = f"image {image_id} ({name[:200]}) {why}: --embed-size stores it as labelled."
+        log.add(check.FILE_TURNED, file, message, image_id=image_id)
+        return True
+    if fault[0] is check.FILE_MISSING and not missing:
+        return True
+    if not name or fault[0] is check.IMAGE_PATH:  # the source has reported it
+        return log.severity(fault[0]) != "error"
+    message = f"image {image_id} ({name[:200]}) {fault[1]}."
+    return log.add(fault[0], file, message, image_id=image_id) != "error"
+
+
+def _read_header(folder: Location, name: str, *, ends: bool = False) -> _Header:
     from PIL import Image, UnidentifiedImageError
 
     if not name or not is_inside(name):
@@ -144,13 +170,13 @@ def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
         )
     path = folder / name
     try:
-        size = path.stat().st_size
-        with Image.open(path) as image:
+        with _opened(path) as file, Image.open(file) as image:
+            size = file.seek(0, os.SEEK_END)
             found = _Header(size, image.size, _orientation(image.info.get("exif")))
-            if ends and not _has_end(path, image.format):
+            if ends and not _has_end(file, size, image.format):
                 if image.size[0] * image.size[1] > MAX_PIXELS:
                     return _Header(fault=(check.FILE_UNREADABLE, "claims an absurd number of pixels"))
-                if image.format in _JPEG_KINDS and not _jpeg_ends(path.read_bytes()):
+                if image.format in _JPEG_KINDS and not _jpeg_ends(content(path)):
                     return _Header(fault=(check.FILE_UNREADABLE, "cannot be read (cut short)"))
                 image.load()  # an unusual end may be a whole picture all the same
             return found
@@ -161,18 +187,25 @@ def _read_header(folder: Path, name: str, *, ends: bool = False) -> _Header:
     except UnidentifiedImageError:
         return _Header(fault=(check.FILE_UNREADABLE, "is empty, cut short, or no image"))
     except (OSError, ValueError, SyntaxError) as fault:
-        reason = getattr(fault, "strerror", None) or ("cut short" if "truncated" in str(fault) else fault)
+        reason = "cut short" if "truncated" in str(fault) else reason_of(fault)
         return _Header(fault=(check.FILE_UNREADABLE, f"cannot be read ({reason})"))
 
 
-def _has_end(path: Path, kind: str | None) -> bool:
+def _opened(path: Location) -> IO[bytes]:
+    """A picture file; of a store's all of it, by one request."""
+    return path.open("rb") if isinstance(path, Path) else io.BytesIO(content(path))
+
+
+def _has_end(file: IO[bytes], size: int, kind: str | None) -> bool:
     """Whether a file ends as its format does; true of formats that have no mark for it."""
     mark = _END_MARKS.get(kind or "")
     if mark is None:
         return True
-    with path.open("rb") as file:
-        file.seek(-min(len(mark) + _END_SLACK, path.stat().st_size), os.SEEK_END)
-        return file.read().rstrip(b"\0\r\n ").endswith(mark)
+    place = file.tell()
+    file.seek(-min(len(mark) + _END_SLACK, size), os.SEEK_END)
+    end = file.read()
+    file.seek(place)
+    return end.rstrip(b"\0\r\n ").endswith(mark)
 
 
 def _jpeg_ends(data: bytes) -> bool:

@@ -28,6 +28,34 @@ class MaskValues(msgspec.Struct, frozen=True):
     offset: int = 0
 
 
+class Archive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A zip or tar file that a data set is published as.
+
+    Names of members are patterns, in which `*` stands for anything and `{split}` for the name of a chosen split.
+
+    Attributes:
+        file: its name; the end says what it is.
+        urls: where it is, the official address first.
+        splits: what it has something of: name for `download` -> name for `build`.
+        bytes: its size; None: not known.
+        hash: `algorithm:hex digest`; empty: not known.
+        annotations: members with annotations.
+        images: members with pictures.
+        inner: member that is a zip file itself -> what of it is unpacked, beside it.
+        folder: the `--root` of `build`, relative to that of `download`.
+    """
+
+    file: str
+    urls: tuple[str, ...]
+    splits: dict[str, str]
+    bytes: int | None = None
+    hash: str = ""
+    annotations: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    inner: dict[str, str] = {}
+    folder: str = "."
+
+
 class KnownDataset(msgspec.Struct, frozen=True):
     """The front matter of one file in `data_cards/`.
 
@@ -43,6 +71,8 @@ class KnownDataset(msgspec.Struct, frozen=True):
         task_categories: as the Hub names them.
         languages: of the category names.
         masks: values in the masks, for data sets whose masks hold one value per pixel.
+        source: format that `build` reads it as, of those that can be downloaded.
+        downloads: files that it is published as.
     """
 
     name: str
@@ -55,6 +85,8 @@ class KnownDataset(msgspec.Struct, frozen=True):
     task_categories: list[str] = []
     languages: list[str] = []
     masks: MaskValues | None = None
+    source: str = ""
+    downloads: tuple[Archive, ...] = ()
 
 
 @functools.cache

@@ -23,6 +23,8 @@ from tokenlabels.grid import GridAxes
 from tokenlabels.map_areas import map_cell_shares, segments_of_colours, words_of
 from tokenlabels.map_files import MapFileError, read_map
 from tokenlabels.rules import RuleSpec
+from tokenlabels.storage import contents
+from tokenlabels.store_faults import reason_of
 
 _VOC_VOID = 255
 """In VOC's object masks: the border around objects, and what nobody could tell."""
@@ -116,12 +118,12 @@ def score_maps(
     assert maps is not None, "the source was not asked for its maps"
     empty = np.zeros(len(records.ids), np.bool_)
     strange: list[tuple[int, int]] = []
-    for image, file in enumerate(maps.files):
-        if not file:
-            continue
+    images = [image for image, file in enumerate(maps.files) if file]
+    files = contents(maps.folder / maps.files[image] for image in images)
+    for image, data in zip(images, files, strict=True):
         try:
             size = int(records.widths[image]), int(records.heights[image])
-            found = open_map(maps, image, size, spec)
+            found = open_map(maps, image, data, size, spec)
             seen = np.zeros(len(found.roles), np.bool_)
             words = words_of(found.values)
             for start, axes in zip(starts[:, image].tolist(), grids, strict=True):
@@ -153,12 +155,13 @@ def score_maps(
     return MapScores(empty, strange)
 
 
-def open_map(maps: LabelMaps, image: int, size: tuple[int, int], spec: RuleSpec) -> ImageMap:
+def open_map(maps: LabelMaps, image: int, data: bytes | OSError, size: tuple[int, int], spec: RuleSpec) -> ImageMap:
     """Decode the map of one image.
 
     Args:
         maps: the maps.
         image: which.
+        data: its file, or why that cannot be read.
         size: (width, height) it must have.
         spec: the policies for void and crowd regions.
 
@@ -166,10 +169,8 @@ def open_map(maps: LabelMaps, image: int, size: tuple[int, int], spec: RuleSpec)
         MapFileError: it cannot be read, or (`rgb`) holds an id that is no segment.
     """
     encoding = maps.encodings[image]
-    try:
-        data = (maps.folder / maps.files[image]).read_bytes()
-    except OSError as fault:
-        raise MapFileError(check.MAP_UNREADABLE, f"cannot be read ({fault.strerror})") from None
+    if isinstance(data, OSError):
+        raise MapFileError(check.MAP_UNREADABLE, f"cannot be read ({reason_of(data)})") from None
     pixels = read_map(data, encoding, size)
     if encoding == "class":
         assert maps.values is not None
@@ -224,7 +225,7 @@ def _segment_map(pixels: NDArray[np.uint8], maps: LabelMaps, image: int, spec: R
 
 
 def check_map(
-    maps: LabelMaps, image: int, size: tuple[int, int], spec: RuleSpec
+    maps: LabelMaps, image: int, data: bytes | OSError, size: tuple[int, int], spec: RuleSpec
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Decode one map for its faults alone.
 
@@ -234,7 +235,7 @@ def check_map(
     Raises:
         MapFileError: see `open_map`; or it holds a value without a meaning.
     """
-    found = open_map(maps, image, size, spec)
+    found = open_map(maps, image, data, size, spec)
     seen = np.bincount(found.values.ravel(), minlength=len(found.roles)) > 0
     found.refuse(seen)
     return np.flatnonzero(seen & found.strange), np.flatnonzero(~seen[found.segments])

@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -18,6 +18,10 @@ from tokenlabels.annotations import MAX_PIXELS
 from tokenlabels.errors import TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.map_files import MapFileError, value_picture
+from tokenlabels.storage import content
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 PAD_COLOUR = (128, 128, 128)
 """Around a letterboxed picture: the middle of the range, near 0 after the usual normalisations."""
@@ -85,7 +89,7 @@ def _pasted(picture: Image.Image, size: tuple[int, int], place: tuple[int, int],
 
 
 def encode_input(
-    path: Path, size: tuple[int, int], change: Callable[[Image.Image], Image.Image], quality: int
+    path: Location, size: tuple[int, int], change: Callable[[Image.Image], Image.Image], quality: int
 ) -> bytes:
     """Read a picture, change it, and encode it as JPEG.
 
@@ -98,23 +102,23 @@ def encode_input(
     Raises:
         TokenLabelsError: it cannot be read, is cut short, or has another size.
     """
-    with _faults_of(path), Image.open(path) as image:
+    with _faults_of(path), Image.open(path if isinstance(path, Path) else io.BytesIO(content(path))) as image:
         _check_size(image, path, size)
         changed = change(image)
     return _encoded(changed, format="JPEG", quality=quality)
 
 
-def encode_input_mask(path: Path, size: tuple[int, int], change: Callable[[Image.Image], Image.Image]) -> bytes:
+def encode_input_mask(path: Location, size: tuple[int, int], change: Callable[[Image.Image], Image.Image]) -> bytes:
     """Like `encode_input` for a mask, as PNG that holds the values of the file, 8 bits each."""
     with _faults_of(path):
-        image = value_picture(path.read_bytes())
+        image = value_picture(content(path))
         _check_size(image, path, size)
         changed = change(image)
     return _encoded(changed, format="PNG")
 
 
 @contextlib.contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
+def _faults_of(path: Location) -> Iterator[None]:
     """Word what may be wrong with a file."""
     try:
         yield
@@ -127,7 +131,7 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise TokenLabelsError(f"{path}: cannot be read ({reason}): mend it and run again.") from None
 
 
-def _check_size(image: Image.Image, path: Path, size: tuple[int, int]) -> None:
+def _check_size(image: Image.Image, path: Location, size: tuple[int, int]) -> None:
     if image.size != size:
         stored = f"{image.size[0]} x {image.size[1]}"
         raise TokenLabelsError(f"{path}: is stored as {stored}, annotated as {size[0]} x {size[1]}.")

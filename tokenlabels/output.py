@@ -6,6 +6,15 @@ OUT/.build/discarded.json       the manifest of a build that `--overwrite` is de
 OUT/.build/spool/               what workers of a cluster are to read, see `spool.py`
 OUT/.build/lock                 held (flock) by the one process that builds; workers hold no lock
 OUT/manifest.json               written last; then `.build/` goes
+
+On disk a file gets its name by a rename. Object stores have none, so that there a file is committed by one put: it is
+written to a temporary file of the machine that made it, read back, uploaded whole under its final name (S3 and Google's
+store show an upload when its last part is there, or never), its size is compared, and only then it is journalled. What
+an upload left behind that failed in the middle is not journalled, is removed where it can be, and is made again by the
+next run. The manifest is set aside by a copy and a delete, on disk, too: until the delete the build is finished.
+
+A store has no locks. Two builds with the same parameters at once write the same bytes; one with other parameters is
+refused by `parameters.json`, which is created exclusively where the store can do that (S3 can).
 """
 
 from __future__ import annotations
@@ -18,16 +27,33 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
 from tokenlabels.check import Finding
-from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError
+from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError, TokenLabelsError
 from tokenlabels.shards import ShardEntry, is_temporary, sha256_of, unwritable, write_atomically
 from tokenlabels.sources.paths import is_inside
 from tokenlabels.spool import remove_spools
+from tokenlabels.storage import (
+    content,
+    exists,
+    globbed,
+    is_file,
+    is_folder,
+    names_in,
+    remove,
+    remove_below,
+    size_of,
+    threads_for,
+)
+from tokenlabels.store_faults import explained, reason_of
+from tokenlabels.threads import in_threads
 from tokenlabels.totals import LabelSums
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -36,6 +62,7 @@ BESIDE = (CARD, CROISSANT)
 """Files of a finished build that its manifest does not list."""
 
 _STATE = ".build"
+_UNREAD = "cannot be read"
 
 
 class JournalEntry(msgspec.Struct, frozen=True):
@@ -68,22 +95,25 @@ class _Listed(msgspec.Struct):
 S = TypeVar("S")
 
 
-def write_journal(out: Path, entry: JournalEntry) -> None:
+def write_journal(out: Location, entry: JournalEntry) -> None:
     """Record that a shard is finished; atomic, one file a shard, so that tasks never wait for each other."""
     write_atomically(_journal_path(out, entry.shard.file), msgspec.json.encode(entry))
 
 
-def _journal_path(out: Path, file: str) -> Path:
+def _journal_path(out: Location, file: str) -> Location:
     return out / _STATE / "journal" / f"{file}.json"
 
 
 @contextlib.contextmanager
-def build_lock(out: Path) -> Iterator[None]:
-    """Hold the folder against other builds; the lock ends with the process, however that ends.
+def build_lock(out: Location) -> Iterator[None]:
+    """Hold the folder against other builds; the lock ends with the process, however that ends. A store has no locks.
 
     Raises:
         OutputError: the folder cannot be made, or another build holds it.
     """
+    if not isinstance(out, Path):
+        yield
+        return
     lock = out / _STATE / "lock"
     made = [folder for folder in (lock.parent, out, *out.parents) if not folder.exists()]
     try:
@@ -126,31 +156,34 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def check_ownership(out: Path) -> None:
+def check_ownership(out: Location) -> None:
     """Refuse a folder that holds something other than a build.
 
     Raises:
-        OutputError: it is a file, or has files that no build put there.
+        OutputError: it is a file, or has files that no build put there; or a store where nothing can be listed.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file, not a folder: name another --out.")
     try:
-        if _is_ours(out) or not out.exists():
+        if exists(out) and not is_folder(out):
+            raise OutputError(f"{out} is a file, not a folder: name another --out.")
+        if _is_ours(out):
             return
-        strangers = sorted(path.name for path in out.iterdir() if path.name != _STATE)
+        strangers = sorted(name for name in names_in(out) if name != _STATE)
+    except FileNotFoundError:
+        return
     except OSError as fault:
         raise unwritable(out, fault) from None
     if strangers:
         raise OutputError(f"{out} is not empty and holds no build ({strangers[0]}): name a new folder with --out.")
 
 
-def _is_ours(out: Path) -> bool:
+def _is_ours(out: Location) -> bool:
     return _load(out / MANIFEST, _Listed) is not None or any(
-        (out / _STATE / name).is_file() for name in ("parameters.json", "discarded.json")
+        is_file(out / _STATE / name) for name in ("parameters.json", "discarded.json")
     )
 
 
-def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[str, JournalEntry]:
+@explained()
+def resume(out: Location, parameters: dict[str, Any], *, overwrite: bool) -> dict[str, JournalEntry]:
     """What of the folder can be kept, after clearing away what cannot; the folder is locked by the caller.
 
     Args:
@@ -166,9 +199,9 @@ def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[st
         NotABuildError: the manifest there is damaged.
     """
     remove_spools(spools_of(out))
-    if (out / _STATE / "discarded.json").exists():
+    if exists(out / _STATE / "discarded.json"):
         discard(out)
-    finished = (out / MANIFEST).is_file()
+    finished = is_file(out / MANIFEST)
     if finished:
         listed = _load(out / MANIFEST, _Listed)
         if listed is None or not all(is_shard_path(shard.file) for shard in listed.shards):
@@ -183,38 +216,53 @@ def resume(out: Path, parameters: dict[str, Any], *, overwrite: bool) -> dict[st
         state = None
     remove_temporaries(out)
     if state is None:
-        write_atomically(out / _STATE / "parameters.json", msgspec.json.encode(parameters))
-        return {}
-    return dict(_finished(out))
+        try:
+            write_atomically(out / _STATE / "parameters.json", msgspec.json.encode(parameters), new=True)
+        except FileExistsError:  # another machine began just now
+            state = _load(out / _STATE / "parameters.json", dict[str, Any])
+            if state != parameters:
+                raise BuildMismatchError(out, _differences(state or {}, parameters)) from None
+        else:
+            return {}
+    return _finished(out)
 
 
-def is_complete(out: Path, parameters: dict[str, Any]) -> bool:
+@explained()
+def is_complete(out: Location, parameters: dict[str, Any]) -> bool:
     """Whether the folder holds a finished build with these parameters, every shard with its hash."""
     manifest, listed = _load(out / MANIFEST, dict[str, Any]), _load(out / MANIFEST, _Listed)
     if manifest is None or listed is None or _stated(manifest) != parameters:
         return False
-    return all(shard_fault(out, shard) is None for shard in listed.shards)
+    return all(in_threads(lambda shard: _is_as_listed(out, shard), listed.shards, threads_for(out)))
 
 
-def is_unfinished(out: Path) -> bool:
+def _is_as_listed(out: Location, shard: ShardEntry) -> bool:
+    """Whether a shard has its hash; a store that cannot be asked just now has not lost it."""
+    fault = shard_fault(out, shard)
+    if fault and fault.startswith(_UNREAD) and not isinstance(out, Path):
+        raise TokenLabelsError(f"{out / shard.file}: {fault}: run again when it can.")
+    return fault is None
+
+
+def is_unfinished(out: Location) -> bool:
     """Whether the folder has the state of a build that was begun and did not clear it away."""
-    return (out / _STATE).exists()
+    return exists(out / _STATE)
 
 
-def shard_fault(out: Path, shard: ShardEntry) -> str | None:
+def shard_fault(out: Location, shard: ShardEntry) -> str | None:
     """What is wrong with a listed shard: missing, of another size, of other content; None where it is as listed."""
     if not is_shard_path(shard.file):
         return "is no name of a shard"
     path = out / shard.file
     try:
-        size = path.stat().st_size
+        size = size_of(path)
         if size != shard.bytes:
             return f"has {size} bytes, should have {shard.bytes}"
         return None if sha256_of(path) == shard.sha256 else "has other content than when it was built"
     except FileNotFoundError:
         return "is missing"
     except OSError as fault:
-        return f"cannot be read ({fault.strerror})"
+        return f"{_UNREAD} ({reason_of(fault)})"
 
 
 def is_shard_path(file: str) -> bool:
@@ -222,37 +270,51 @@ def is_shard_path(file: str) -> bool:
     return is_inside(file) and re.fullmatch(r"[^./\\][^/\\]*/[^./\\][^/\\]*\.parquet", file) is not None
 
 
-def finish(out: Path, manifest: dict[str, Any], beside: Mapping[str, bytes]) -> None:
+def finish(out: Location, manifest: dict[str, Any], beside: Mapping[str, bytes]) -> None:
     """Write the files beside the shards (names of `BESIDE`), the manifest last, and clear the state away."""
-    for name, content in beside.items():
-        write_atomically(out / name, content)
+    for name, text in beside.items():
+        write_atomically(out / name, text)
     write_atomically(out / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     clear_state(out)
 
 
-def clear_state(out: Path) -> None:
+def clear_state(out: Location) -> None:
     """Remove `.build/` of a finished build."""
-    shutil.rmtree(out / _STATE, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _remove_all(out / _STATE)
 
 
-def remove_temporaries(out: Path) -> None:
-    """Remove the temporary files of workers that were ended."""
+def _remove_all(path: Location) -> None:
+    """Remove a file, or a folder with everything in it."""
+    if not isinstance(path, Path):
+        remove_below(path)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporaries(out: Location) -> None:
+    """Remove the temporary files of workers that were ended; those of uploads are not in the store."""
+    if not isinstance(out, Path):
+        return
     for pattern in (".*.tmp", "*/.*.tmp", f"{_STATE}/journal/*/.*.tmp"):
         for path in out.glob(pattern):
             if is_temporary(path.name):
                 path.unlink(missing_ok=True)
 
 
-def load_manifest(out: Path) -> dict[str, Any]:
+@explained()
+def load_manifest(out: Location) -> dict[str, Any]:
     """The manifest of a finished build.
 
     Raises:
         NotABuildError: there is none, or it is damaged.
     """
-    if not out.is_dir():
+    if not is_folder(out):
         raise NotABuildError(f"{out}: no such folder: name the folder of a build.")
-    if not (out / MANIFEST).is_file():
-        unfinished = (out / _STATE).is_dir()
+    if not is_file(out / MANIFEST):
+        unfinished = is_folder(out / _STATE)
         why = "the build here is not finished: run it again to go on" if unfinished else "this folder holds no build"
         raise NotABuildError(f"{out}: no {MANIFEST}; {why}.")
     manifest = _load(out / MANIFEST, dict[str, Any])
@@ -267,24 +329,36 @@ def _stated(manifest: dict[str, Any]) -> dict[str, Any]:
     return (parameters if isinstance(parameters, dict) else {}) | {"sources": manifest.get("sources")}
 
 
-def _finished(out: Path) -> Iterator[tuple[str, JournalEntry]]:
-    for path in sorted((out / _STATE / "journal").glob("*/*.json")):
+def _finished(out: Location) -> dict[str, JournalEntry]:
+    """Journalled shards that are as their entry says; other entries are removed."""
+
+    def looked_up(path: Location) -> JournalEntry | None:
         entry = _load(path, JournalEntry)
-        if entry is not None and shard_fault(out, entry.shard) is None:
-            yield entry.shard.file, entry
+        return entry if entry is not None and _is_as_listed(out, entry.shard) else None
+
+    paths = globbed(out / _STATE / "journal", "*/*.json")
+    found: dict[str, JournalEntry] = {}
+    for path, entry in zip(paths, in_threads(looked_up, paths, threads_for(out)), strict=True):
+        if entry is None:
+            remove(path)
         else:
-            path.unlink(missing_ok=True)
+            found[entry.shard.file] = entry
+    return found
 
 
-def discard(out: Path) -> None:
+@explained()
+def discard(out: Location) -> None:
     """Delete a build, finished or not: only what its manifest or journal lists; can be interrupted and called again."""
     discarded = out / _STATE / "discarded.json"
-    if (out / MANIFEST).exists():
-        discarded.parent.mkdir(exist_ok=True)
-        (out / MANIFEST).replace(discarded)
+    if exists(out / MANIFEST):
+        try:
+            write_atomically(discarded, content(out / MANIFEST))
+            remove(out / MANIFEST)
+        except OSError as fault:
+            raise unwritable(out / MANIFEST, fault) from None
     listed = _load(discarded, _Listed)
     files = {shard.file for shard in listed.shards} if listed else set(_planned(out))
-    for path in (out / _STATE / "journal").glob("*/*.json"):
+    for path in globbed(out / _STATE / "journal", "*/*.json"):
         entry = _load(path, JournalEntry)
         if entry is not None:
             files.add(entry.shard.file)
@@ -292,47 +366,47 @@ def discard(out: Path) -> None:
     for file in sorted(files):
         if is_shard_path(file):
             try:
-                (out / file).unlink(missing_ok=True)
+                remove(out / file)
             except (IsADirectoryError, NotADirectoryError):
                 continue  # whatever that is, it is no shard
             except OSError as fault:
                 raise unwritable(out / file, fault) from None
             folders.add((out / file).parent)
     for name in BESIDE if listed else ():
-        (out / name).unlink(missing_ok=True)
+        remove(out / name)
     remove_temporaries(out)
-    _remove_empty([folder for folder in folders if folder != out])
+    _remove_empty([folder for folder in folders if isinstance(folder, Path) and folder != out])
     for name in ("parameters.json", "journal", "discarded.json"):
-        path = out / _STATE / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove_all(out / _STATE / name)
 
 
-def _planned(out: Path) -> Iterator[str]:
+def _planned(out: Location) -> Iterator[str]:
     """Shards that the unfinished build here planned and that exist: one may be committed and not yet journalled."""
     parameters = _load(out / _STATE / "parameters.json", _Planned)
     for grid in parameters.grids if parameters else []:
         for split in parameters.sources if parameters else []:
-            for path in out.glob(f"{glob.escape(grid['name'])}/{glob.escape(split)}-*.parquet"):
+            for path in globbed(out, f"{glob.escape(grid['name'])}/{glob.escape(split)}-*.parquet"):
                 if re.fullmatch(r"-\d{5}-of-\d{5}\.parquet", path.name.removeprefix(split)):
                     yield f"{path.parent.name}/{path.name}"
 
 
-def _planned_folders(out: Path) -> set[Path]:
+def _planned_folders(out: Location) -> set[Location]:
     """Folders of the grids that the unfinished build here planned; they may be there before any shard is."""
     parameters = _load(out / _STATE / "parameters.json", _Planned)
     names = [str(grid.get("name", "")) for grid in parameters.grids] if parameters else []
     return {out / name for name in names if is_inside(name)}
 
 
-def _load(path: Path, kind: type[S]) -> S | None:
+def _load(path: Location, kind: type[S]) -> S | None:
     """A JSON file as `kind`, or None where it is absent or damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, RecursionError):
+        return msgspec.json.decode(content(path), type=kind)
+    except (msgspec.MsgspecError, RecursionError):
         return None
+    except OSError as fault:
+        if isinstance(path, Path) or isinstance(fault, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+            return None
+        raise TokenLabelsError(f"{path}: cannot be read ({reason_of(fault)}): run again when it can.") from None
 
 
 def _named(value: object) -> object:

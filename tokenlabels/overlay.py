@@ -6,11 +6,10 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -20,6 +19,11 @@ from tokenlabels.labels import FOREGROUND, IGNORE
 from tokenlabels.reader import Build, read_header
 from tokenlabels.shards import temporary_beside, unwritable
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, is_file, located, on_disk, parquet_file
+from tokenlabels.store_faults import explained
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _RED = np.array([230, 40, 40], np.float32)
 _TINT = 0.38
@@ -31,12 +35,13 @@ _MAX_PIXELS = 100_000_000
 _BOX_COLOURS = [(255, 214, 0), (0, 200, 255), (124, 252, 0), (255, 128, 0), (255, 105, 240), (170, 255, 220)]
 
 
+@explained()
 def show(
     build: Build,
     image_id: str,
     output: str | Path,
     *,
-    images: str | Path | None = None,
+    images: str | Location | None = None,
     grid: str | None = None,
     split: str | None = None,
 ) -> Path:
@@ -63,9 +68,9 @@ def show(
         picture = _decoded(io.BytesIO(row["image"]["bytes"]), row["file_name"], None)
         drawn_on, boxes = _on_model_input(drawn_on, row, picture, boxes)
     else:
-        picture = _open_image(row, None if images is None else Path(images), found_split)
+        picture = _open_image(row, None if images is None else located(images), found_split)
     drawn = draw_overlay(picture, drawn_on, _labels(row), boxes, row["objects"]["category"])
-    path = Path(output)
+    path = on_disk(output, "an overlay is written")
     if path.suffix.lower() != ".png" or path.is_dir():
         raise OutputError(f"{path} is no file name for a PNG: give one such as overlay.png.")
     temporary = temporary_beside(path)
@@ -167,7 +172,7 @@ def _find(build: Build, image_id: str, grid: str, split: str | None) -> tuple[di
     """The row of an image, its split, and whether the picture in it is the model input."""
     for path, group, index in _candidates(build, image_id, grid, split):
         try:
-            with pq.ParquetFile(path) as file:
+            with parquet_file(path) as file:
                 row = file.read_row_group(group).slice(index, 1).to_pylist()[0]
         except (OSError, pa.ArrowException):
             raise _damaged(path) from None
@@ -176,12 +181,12 @@ def _find(build: Build, image_id: str, grid: str, split: str | None) -> tuple[di
     raise TokenLabelsError(f"{where} holds no image {image_id!r}: the column image_id lists those it has.")
 
 
-def _candidates(build: Build, image_id: str, grid: str, split: str | None) -> Iterator[tuple[Path, int, int]]:
+def _candidates(build: Build, image_id: str, grid: str, split: str | None) -> Iterator[tuple[Location, int, int]]:
     """(shard, row group, row) of every image with that id, then of those with that file stem."""
     by_stem = []
     for path in build.files(grid, split):
         try:
-            with pq.ParquetFile(path) as file:
+            with parquet_file(path) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=["image_id", "file_name"])
                     for index, (held, name) in enumerate(
@@ -196,7 +201,7 @@ def _candidates(build: Build, image_id: str, grid: str, split: str | None) -> It
     yield from by_stem
 
 
-def _damaged(path: Path) -> TokenLabelsError:
+def _damaged(path: Location) -> TokenLabelsError:
     return TokenLabelsError(f"{path}: is missing or damaged: run the same build command again to mend it.")
 
 
@@ -204,7 +209,7 @@ def _labels(row: dict[str, Any]) -> NDArray[np.uint8]:
     return np.array(row["labels"], np.uint8).reshape(row["grid_rows"], row["grid_cols"])
 
 
-def _open_image(row: dict[str, Any], images: Path | None, split: str) -> Image.Image:
+def _open_image(row: dict[str, Any], images: Location | None, split: str) -> Image.Image:
     embedded = row.get("image")
     if embedded and embedded.get("bytes"):
         return _decoded(io.BytesIO(embedded["bytes"]), row["file_name"], row)
@@ -214,8 +219,8 @@ def _open_image(row: dict[str, Any], images: Path | None, split: str) -> Image.I
     if not name or not is_inside(name):
         raise TokenLabelsError(f"image {row['image_id']} has file_name {name!r}, which is not opened.")
     for path in (images / name, images / split / name):
-        if path.is_file():
-            return _decoded(path, str(path), row)
+        if is_file(path):
+            return _decoded(path if isinstance(path, Path) else io.BytesIO(content(path)), str(path), row)
     raise TokenLabelsError(f"{images / name}: no such image file: name the folder it is in with --images.")
 
 

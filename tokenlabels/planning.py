@@ -17,14 +17,17 @@ from tokenlabels.check import FindingLog
 from tokenlabels.cutting import columns_of, header_of, shard_counts
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.executors import Run, SerialExecutor
-from tokenlabels.images import check_files, report_listing
+from tokenlabels.images import check_files, has_pictures, report_listing
 from tokenlabels.options import BuildOptions
 from tokenlabels.progress import Progress
 from tokenlabels.select import select
 from tokenlabels.shards import build_table, encoded_size, schema_of
 from tokenlabels.sources.base import Reading, Source
 from tokenlabels.sources.masks import Rasterizer
+from tokenlabels.storage import is_folder, size_of, threads_for
+from tokenlabels.store_faults import explained
 from tokenlabels.tasks import refusal
+from tokenlabels.threads import in_threads
 
 _ESTIMATE_IMAGES = 512
 
@@ -54,7 +57,7 @@ class Plan:
 
     @property
     def annotations(self) -> int:
-        return sum(len(split.records.ids) for split in self.dataset.splits)
+        return sum(split.records.annotation_count for split in self.dataset.splits)
 
 
 def new_log(options: BuildOptions, source: Source) -> FindingLog:
@@ -73,6 +76,7 @@ def new_log(options: BuildOptions, source: Source) -> FindingLog:
     )
 
 
+@explained()
 def make_plan(
     source: Source,
     options: BuildOptions,
@@ -95,9 +99,12 @@ def make_plan(
         run=run or SerialExecutor().run,
         rasterizer=rasterizer,
         progress=progress.stage,
+        advance=progress.advance,
         note=progress.note,
         decode=options.on_error == "skip" or options.check == "full",
         embed_masks=options.embed_masks,
+        selection=options.selection,
+        draw=options.check == "full" and not options.rule.kind.reads_masks,
     )
     if options.embed_masks and source.format == "coco":
         raise ParameterError("--embed-masks stores mask files, and COCO instances files have none.")
@@ -120,7 +127,7 @@ def make_plan(
         if not len(split.records):
             raise TokenLabelsError(f"{split.file.file}: holds no images that can be built, nothing to do.")
         for grid in options.grids:
-            grid.axes(split.records.widths, split.records.heights)
+            grid.axes(*_sizes(split))
     dataset, dropped = select(replace(dataset, splits=tuple(splits)), options.selection)
     if options.selection.min_area and any(_has_class_maps(split) for split in splits):
         progress.note("--min-area leaves out objects; class masks have none, and are scored whole.")
@@ -147,6 +154,13 @@ def _has_class_maps(split: Split) -> bool:
     return maps is not None and "class" in maps.encodings
 
 
+def _sizes(split: Split) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Widths and heights, int32 (k,), of all sizes that images of a split have."""
+    records = split.records
+    both = np.unique(records.widths.astype(np.int64) << 32 | records.heights)
+    return (both >> 32).astype(np.int32), (both & 0xFFFFFFFF).astype(np.int32)
+
+
 def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
     """Bytes that the shards of a plan will take, from building a few hundred of its images in memory.
 
@@ -154,19 +168,19 @@ def estimate_bytes(plan: Plan, options: BuildOptions) -> int:
         FindingsError: a mask that is decoded here for the first time has a fault.
     """
     from tokenlabels.map_scoring import MapError
-    from tokenlabels.scoring import label_records
+    from tokenlabels.scoring import label_blocks
 
     total = 0.0
     for split, sizes in zip(plan.dataset.splits, plan.image_bytes, strict=True):
         chosen = np.zeros(len(split.records), np.bool_)
         chosen[np.linspace(0, len(chosen) - 1, min(_ESTIMATE_IMAGES, len(chosen))).astype(np.int64)] = True
-        records = split.records.keep_images(chosen)
-        records = records.block(0, len(records))
-        axes = [grid.axes(records.widths, records.heights) for grid in options.grids]
+        some = split.records.keep_images(chosen)
+        some = some.block(0, len(some))
+        axes = [grid.axes(some.widths, some.heights) for grid in options.grids]
         try:
-            labelled, _ = label_records(records, axes, options.rule)
+            records, labelled = label_blocks(some, axes, options.rule, lambda _block, _found: None)
         except MapError as fault:
-            raise refusal(plan.dataset.format, records, fault) from None
+            raise refusal(plan.dataset.format, some, fault) from None
         for grid, labels in zip(options.grids, labelled, strict=True):
             columns = msgspec.structs.replace(columns_of(split, options), images=False, masks=False)
             schema = schema_of(header_of(plan.dataset, split, grid, options), columns)
@@ -191,11 +205,11 @@ def _check_images(
 ) -> tuple[Split, NDArray[np.int64] | None]:
     if not options.embed_images:
         report_listing(split, log, complete=split.complete and options.limit is None)
-        if options.check == "full" and split.images.is_dir():
+        if options.check == "full" and has_pictures(split):
             progress.stage(f"checking images of {split.name}", len(split.records))
             split, _ = check_files(split, log, missing=False, ends=True, advance=progress.advance)
         return split, None if split.records.mask_files is None else _mask_bytes(split)
-    if not split.images.is_dir():
+    if not is_folder(split.images):
         raise TokenLabelsError(
             f"{split.images}: no such folder, but --embed-images needs the images: name it with --images."
         )
@@ -216,4 +230,5 @@ def _stored_bytes(split: Split, sizes: NDArray[np.int64] | None, options: BuildO
 def _mask_bytes(split: Split) -> NDArray[np.int64]:
     """int64 (n,): bytes of the masks to embed."""
     folder, files = split.masks or Path(), split.records.mask_files or [""] * len(split.records)
-    return np.array([(folder / file).stat().st_size if file else 0 for file in files], np.int64)
+    sizes = in_threads(lambda file: size_of(folder / file) if file else 0, files, threads_for(folder))
+    return np.array(sizes, np.int64)

@@ -42,24 +42,24 @@ def parse_polygons(
     Returns:
         The number of rings, at least 1, each of an even count of at least 6 numbers; or `NOT_PLAIN`.
     """
-    position = _skip_space(text, start, stop)
+    position = skip_space(text, start, stop)
     if position >= stop or text[position] != _OPEN:
         return NOT_PLAIN
     rings = 0
     used = 0
     while True:
-        position = _skip_space(text, position + 1, stop)
+        position = skip_space(text, position + 1, stop)
         if position >= stop or text[position] != _OPEN:
             return NOT_PLAIN
         ring_start = used
         while True:
-            position = _skip_space(text, position + 1, stop)
+            position = skip_space(text, position + 1, stop)
             value, position = _parse_number(text, position, stop)
             if position < 0:
                 return NOT_PLAIN
             xy[used] = value
             used += 1
-            position = _skip_space(text, position, stop)
+            position = skip_space(text, position, stop)
             if position >= stop:
                 return NOT_PLAIN
             if text[position] == _CLOSE:
@@ -70,18 +70,18 @@ def parse_polygons(
             return NOT_PLAIN
         ring_stops[rings] = used
         rings += 1
-        position = _skip_space(text, position + 1, stop)
+        position = skip_space(text, position + 1, stop)
         if position >= stop:
             return NOT_PLAIN
         if text[position] == _CLOSE:
             break
         if text[position] != _COMMA:
             return NOT_PLAIN
-    return rings if _skip_space(text, position + 1, stop) == stop else NOT_PLAIN
+    return rings if skip_space(text, position + 1, stop) == stop else NOT_PLAIN
 
 
 @kernel
-def _skip_space(text: NDArray[np.uint8], position: int, stop: int) -> int:
+def skip_space(text: NDArray[np.uint8], position: int, stop: int) -> int:
     while position < stop and (
         text[position] == _SPACE or text[position] == _NEWLINE or text[position] == _TAB or text[position] == _RETURN
     ):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -12,29 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tokenlabels.errors import NotABuildError, ParameterError
-from tokenlabels.finishing import finish_build
+from tokenlabels.derived import PlannedShard, check_elsewhere, check_shard, derive
+from tokenlabels.errors import ParameterError
 from tokenlabels.grid import GridAxes
-from tokenlabels.output import (
-    JournalEntry,
-    build_lock,
-    check_ownership,
-    clear_state,
-    is_complete,
-    resume,
-    shard_fault,
-    write_journal,
-)
+from tokenlabels.output import JournalEntry
 from tokenlabels.progress import Progress, Silent
-from tokenlabels.reader import Build, open_build, read_header
+from tokenlabels.reader import Build, read_header
 from tokenlabels.rules import check_tau
 from tokenlabels.scoring import CellLabels, label_scores
-from tokenlabels.shards import OBJECT_FIELDS, Columns, ShardHeader, ShardWriter, lists, numbers, schema_of
+from tokenlabels.shards import OBJECT_FIELDS, Columns, ShardEntry, ShardHeader, ShardWriter, lists, numbers, schema_of
+from tokenlabels.storage import located, parquet_file
+from tokenlabels.store_faults import explained
 from tokenlabels.totals import LabelSums
 
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
+
+@explained()
 def relabel(
-    build: Build, tau: float, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+    build: Build, tau: float, out: str | Location, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Build:
     """Apply another threshold to the scores of a build; the result is the build that `tau` would have made.
 
@@ -50,42 +46,34 @@ def relabel(
         NotABuildError: a shard is damaged.
         OutputError: `out` cannot be written.
     """
-    progress = progress or Silent()
-    folder = Path(out)
+    folder = located(out)
     parameters = build.manifest["parameters"]
     if not parameters["scores"]:
         raise ParameterError(f"{build.path} was built without scores (--no-scores): build it again with them.")
-    if folder.resolve() == build.path.resolve():
-        raise ParameterError(f"{folder} is the build itself: name another --out.")
+    check_elsewhere(folder, [build])
     changed = parameters | {"tau": check_tau(tau)}
-    wanted = changed | {"sources": build.manifest["sources"]}
-    check_ownership(folder)
-    if is_complete(folder, wanted):
-        clear_state(folder)
-        return open_build(folder)
-    with build_lock(folder):
-        finished = resume(folder, wanted, overwrite=overwrite)
-        progress.stage("relabelling", sum(shard.rows for shard in build.shards))
-        entries: list[JournalEntry] = []
-        for shard in build.shards:
-            if shard.file in finished:
-                entries.append(finished[shard.file])
-            else:
-                fault = shard_fault(build.path, shard)
-                if fault:
-                    raise NotABuildError(f"{build.path / shard.file}: {fault}: run its build command again to mend it.")
-                entries.append(_relabel_shard(build.path / shard.file, folder / shard.file, changed["tau"]))
-                write_journal(folder, entries[-1])
-            progress.advance(shard.rows)
-        progress.stage("finishing")
-        finish_build(folder, build.manifest | {"parameters": changed}, entries)
-    return open_build(folder)
+    return derive(
+        folder,
+        build.manifest | {"parameters": changed},
+        [PlannedShard(shard.file, shard.rows, _writer(build, shard, changed["tau"])) for shard in build.shards],
+        stage="relabelling",
+        overwrite=overwrite,
+        progress=progress or Silent(),
+    )
 
 
-def _relabel_shard(source: Path, target: Path, tau: float) -> JournalEntry:
+def _writer(build: Build, shard: ShardEntry, tau: float) -> Callable[[Location], JournalEntry]:
+    def write(target: Location) -> JournalEntry:
+        check_shard(build, shard)
+        return _relabel_shard(build.path / shard.file, target, tau)
+
+    return write
+
+
+def _relabel_shard(source: Location, target: Location, tau: float) -> JournalEntry:
     header = read_header(source)
     header = msgspec.structs.replace(header, tau=tau)
-    with pq.ParquetFile(source) as file:
+    with parquet_file(source) as file:
         names = file.schema_arrow.names
         schema = schema_of(header, Columns.of(names))
         sums = LabelSums()

@@ -6,8 +6,9 @@ Importing this loads the compiled kernels, which takes a second; a parent of wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from tokenlabels import coverage
 from tokenlabels.annotations import NO_CATEGORY, Masks, Records
 from tokenlabels.coverage import FOREGROUND, ROLE_OF_POLICY
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.grid import GridAxes
 from tokenlabels.labels import count_patches, label_cells
 from tokenlabels.map_scoring import MapScores, score_maps
@@ -48,6 +50,54 @@ class CellLabels:
     patches: NDArray[np.int32]
     categories: NDArray[np.uint16] | None = None
     category_shares: NDArray[np.float32] | None = None
+
+    @classmethod
+    def joined(cls, axes: GridAxes, parts: Sequence[CellLabels]) -> CellLabels:
+        """The images of all parts, at least one, whose grid is `axes`; a single part is returned as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        before = np.cumsum([0, *(int(part.cells[-1]) for part in parts)]).tolist()
+        cells = [part.cells[:-1] + shift for part, shift in zip(parts, before[:-1], strict=True)]
+        return cls(
+            axes,
+            np.concatenate([*cells, np.array(before[-1:], np.int64)]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.ignored for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.fg_count for part in parts]),
+            np.concatenate([part.ignore_count for part in parts]),
+            np.concatenate([part.patches for part in parts]),
+        )
+
+
+Take: TypeAlias = Callable[[Records, MapScores], None]
+"""Told of some images, once they are scored, and what was found of their masks besides."""
+
+
+def label_blocks(
+    records: Records | DeferredRecords, grids: Sequence[GridAxes], spec: RuleSpec, take: Take
+) -> tuple[Records, list[CellLabels]]:
+    """`label_records` of images that may still have to be read, few at a time.
+
+    Returns:
+        The records, without masks if they were read here, and one `CellLabels` per grid.
+
+    Raises:
+        MapError: see `label_records`.
+        TokenLabelsError: annotations cannot be read.
+    """
+    parts, labelled = [], []
+    start = 0
+    for block in records.blocks():
+        stop = start + len(block)
+        labels, found = label_records(block, [axes[start:stop] for axes in grids], spec)
+        take(block, found)
+        parts.append(block if isinstance(records, Records) else replace(block, masks=None))
+        labelled.append(labels)
+        start = stop
+    return Records.joined(parts), [
+        CellLabels.joined(axes, [labels[index] for labels in labelled]) for index, axes in enumerate(grids)
+    ]
 
 
 def label_records(records: Records, grids: Sequence[GridAxes], spec: RuleSpec) -> tuple[list[CellLabels], MapScores]:

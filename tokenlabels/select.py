@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import Category, Dataset, LabelMaps, Records
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.errors import ParameterError
 
 
@@ -46,19 +47,40 @@ def select(dataset: Dataset, selection: Selection) -> tuple[Dataset, int]:
     Raises:
         ParameterError: a category that the data set does not have.
     """
-    names = [category.name for category in dataset.categories]
-    wanted = np.ones(len(names), np.bool_) if dataset.foreground is None else dataset.foreground
-    if selection.categories is not None:
-        chosen = _known(selection.categories, dataset.categories)
-        wanted = np.array([name in chosen for name in names], np.bool_)
-    excluded = _known(selection.exclude_categories, dataset.categories)
-    wanted = wanted & np.array([name not in excluded for name in names], np.bool_)
+    wanted = foreground_categories(dataset.categories, selection, dataset.foreground)
     splits, dropped = [], 0
     for split in dataset.splits:
-        kept = wanted[split.records.categories] & (split.records.areas >= selection.min_area)
-        dropped += int((~kept).sum())
-        splits.append(replace(split, records=_with_maps(split.records, kept, wanted).keep(kept)))
+        records = split.records
+        if isinstance(records, DeferredRecords):  # what was read once was selected there
+            dropped += int(records.left_out.sum())
+        else:
+            kept = counted(records, wanted, selection)
+            dropped += int((~kept).sum())
+            records = _with_maps(records, kept, wanted).keep(kept)
+        splits.append(replace(split, records=records))
     return replace(dataset, splits=tuple(splits)), dropped
+
+
+def foreground_categories(
+    categories: Sequence[Category], selection: Selection, foreground: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """bool (k,): the categories that count; `foreground` are those that do unless a person names others, None: all.
+
+    Raises:
+        ParameterError: a category that is not among them.
+    """
+    names = [category.name for category in categories]
+    wanted = np.ones(len(names), np.bool_) if foreground is None else foreground
+    if selection.categories is not None:
+        chosen = _known(selection.categories, categories)
+        wanted = np.array([name in chosen for name in names], np.bool_)
+    excluded = _known(selection.exclude_categories, categories)
+    return wanted & np.array([name not in excluded for name in names], np.bool_)
+
+
+def counted(records: Records, wanted: NDArray[np.bool_], selection: Selection) -> NDArray[np.bool_]:
+    """bool (m,): the annotations that count, by category (`wanted` bool (k,)) and area."""
+    return wanted[records.categories] & (records.areas >= selection.min_area)
 
 
 def _with_maps(records: Records, kept: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Records:

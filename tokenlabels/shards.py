@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from tokenlabels.annotations import Category, Records
 from tokenlabels.errors import OutputError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.rules import PaddingPolicy, Policy, RuleName, RuleSpec
+from tokenlabels.storage import opened, upload
+from tokenlabels.store_faults import as_os_error, reason_of
 
 if TYPE_CHECKING:
     from tokenlabels.scoring import CellLabels  # loads the kernels
@@ -36,6 +39,7 @@ ROW_GROUP_IMAGE_BYTES = 100 << 20
 """Embedded image bytes of a row group."""
 
 _MAX_BINARY = 2**31 - 1
+_BLOCK = 8 << 20
 _DICTIONARY_COLUMNS = ["labels.list.element", "objects.category.list.element"]
 _STATISTICS_COLUMNS = ["image_id", "file_name", "width", "height", "grid_rows", "grid_cols", "fg_count", "ignore_count"]
 _PARQUET: dict[str, Any] = {
@@ -343,15 +347,16 @@ def row_group_spans(cells: NDArray[np.int64], image_bytes: NDArray[np.int64] | N
 
 
 class ShardWriter:
-    """Writes one shard beside its final name and renames it when it is whole; use as a context manager.
+    """Writes one shard and gives it its final name when it is whole; use as a context manager.
 
-    A shard left early (an exception, a failed write) leaves nothing behind; a killed process leaves a temporary file
-    that `is_temporary` recognises.
+    On disk it is written beside that name and renamed. For a store, which has no rename, it is written to a temporary
+    file of this machine and uploaded in one put. A shard left early (an exception, a failed write) leaves nothing
+    behind; a killed process leaves a temporary file, which `is_temporary` recognises where it is beside the shard.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Location, schema: pa.Schema) -> None:
         self._path = path
-        self._temporary = temporary_beside(path)
+        self._temporary = temporary_beside(path) if isinstance(path, Path) else temporary_here(path)
         self._rows = 0
         self.schema = schema
         self._writer: pq.ParquetWriter | None = None
@@ -359,12 +364,17 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(self._path, Path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = pq.ParquetWriter(self._temporary, self.schema, **_PARQUET)
         except OSError as fault:
             self._temporary.unlink(missing_ok=True)
-            raise unwritable(self._path, fault) from fault
+            raise self._unwritten(fault) from fault
         return self
+
+    def _unwritten(self, fault: BaseException) -> OutputError:
+        """The error where the temporary file is at fault."""
+        return unwritable(self._path, fault) if isinstance(self._path, Path) else no_room(self._temporary, fault)
 
     def write(self, table: pa.Table) -> None:
         """Add one row group."""
@@ -372,7 +382,7 @@ class ShardWriter:
         try:
             self._writer.write_table(table, row_group_size=max(len(table), 1))
         except OSError as fault:
-            raise unwritable(self._path, fault) from fault
+            raise self._unwritten(fault) from fault
         self._rows += len(table)
 
     def __exit__(
@@ -384,7 +394,7 @@ class ShardWriter:
                 self._writer.close()
             except OSError as fault:
                 if kind is None:
-                    raise unwritable(self._path, fault) from fault
+                    raise self._unwritten(fault) from fault
             if kind is None:
                 self.entry = self._commit()
         finally:
@@ -398,7 +408,10 @@ class ShardWriter:
                 if rows != self._rows:
                     raise OutputError(f"{self._path}: {rows} rows read back, {self._rows} written: is the disk sound?")
             size, digest = self._temporary.stat().st_size, sha256_of(self._temporary)
-            self._temporary.replace(self._path)
+            if isinstance(self._path, Path):
+                self._temporary.replace(self._path)
+            else:
+                upload(self._path, size, str(self._temporary))
         except (OSError, pa.ArrowInvalid) as fault:
             raise unwritable(self._path, fault) from fault
         return ShardEntry(f"{self._path.parent.name}/{self._path.name}", self._rows, size, digest)
@@ -421,12 +434,44 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all.
+def temporary_here(path: Location) -> Path:
+    """A new empty file on this machine for a shard that goes to a store."""
+    try:
+        number, name = tempfile.mkstemp(prefix="tokenlabels-", suffix=f"-{path.name}")
+    except OSError as fault:
+        raise no_room(Path(tempfile.gettempdir()), fault) from fault
+    os.close(number)
+    return Path(name)
+
+
+def no_room(temporary: Path, fault: BaseException) -> OutputError:
+    """The error that says that the temporary file of an upload cannot be written, and why."""
+    return OutputError(
+        f"{temporary}: the temporary file of an upload cannot be written ({reason_of(fault)}): free space there, or "
+        "set TMPDIR to another folder, and run again."
+    )
+
+
+def write_atomically(path: Location, content: bytes, *, new: bool = False) -> None:
+    """Write a small file whole or not at all: on disk by renaming it, in a store by one put.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        new: fail where a store has it already, of stores that can tell.
 
     Raises:
+        FileExistsError: a store has it already.
         OutputError: it cannot be written.
     """
+    if not isinstance(path, Path):
+        try:
+            upload(path, len(content), content, create=new)
+        except FileExistsError:
+            raise
+        except OSError as fault:
+            raise unwritable(path, fault) from fault
+        return
     temporary = temporary_beside(path)
     try:
         try:
@@ -444,11 +489,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def unwritable(path: Location, fault: BaseException) -> OutputError:
     """The error that says that a file cannot be written, and why."""
-    reason = getattr(fault, "strerror", None) or str(fault).splitlines()[0]
-    return OutputError(f"{path}: cannot be written ({reason}): free space, or name another place, and run again.")
+    remedy = "free space" if isinstance(path, Path) else "mend that"
+    return OutputError(
+        f"{path}: cannot be written ({reason_of(fault)}): {remedy}, or name another place, and run again."
+    )
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Location) -> str:
     """Hex sha256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with as_os_error(), opened(path) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

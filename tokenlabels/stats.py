@@ -42,10 +42,12 @@ from tokenlabels.stats_objects import (
     unreadable,
 )
 from tokenlabels.stats_shards import GroupAddress, cell_columns, count_columns, damaged, read_group, row_groups
+from tokenlabels.store_faults import explained
 
 _THREADS = 2
 
 
+@explained()
 def statistics(
     build: Build, *, grid: str | None = None, split: str | None = None, progress: Progress | None = None
 ) -> Figures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from tokenlabels.errors import NotABuildError
 from tokenlabels.figures import QUANTILES, SIZE_LIMITS, Distribution
+from tokenlabels.reader import lazy_frame
 from tokenlabels.stats_shards import damaged
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 LOST_EXAMPLES = 1000
 """Lost objects that are told one by one."""
@@ -138,14 +142,14 @@ def spread(lost: Sequence[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def unreadable(paths: Sequence[Path]) -> NotABuildError:
+def unreadable(paths: Sequence[Location]) -> NotABuildError:
     """The error that names the shard that polars cannot read, or their folder where it can read each alone."""
     return damaged(next((path for path in paths if not _is_readable(path)), paths[0].parent), "is damaged or no shard")
 
 
-def _is_readable(path: Path) -> bool:
-    frame = pl.scan_parquet(path, glob=False)
+def _is_readable(path: Location) -> bool:
     try:
+        frame = lazy_frame([path])
         row_counts(frame)
         object_counts(frame)
     except (OSError, pl.exceptions.PolarsError):

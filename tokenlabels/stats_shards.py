@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.errors import NotABuildError
 from tokenlabels.output import MANIFEST
-from tokenlabels.reader import Build, read_header
-from tokenlabels.shards import OBJECT_FIELDS
+from tokenlabels.reader import Build, header_of
+from tokenlabels.shards import OBJECT_FIELDS, ShardHeader
+from tokenlabels.storage import parquet_file
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 FOREGROUND, IGNORE = 1, 255
 """As in `labels.py`, which loads the kernels."""
@@ -53,7 +55,7 @@ class GroupAddress:
         columns: names of the shard's columns.
     """
 
-    path: Path
+    path: Location
     split: str
     index: int
     rows: int
@@ -87,7 +89,7 @@ class CellColumns:
     categories: NDArray[np.uint16] | None
 
 
-def damaged(path: Path, problem: str) -> NotABuildError:
+def damaged(path: Location, problem: str) -> NotABuildError:
     """The error that says what is wrong with a shard."""
     return NotABuildError(f"{path}: {problem}: run the same build command again to mend it.")
 
@@ -110,10 +112,12 @@ def row_groups(build: Build, grid: str | None, split: str | None) -> list[GroupA
     for each in (split,) if split is not None else build.splits:
         for path in build.files(name, each):
             try:
-                _check_header(build, path, name, each)
-                with pq.ParquetFile(path) as file:
+                with parquet_file(path) as file:
+                    _check_header(build, header_of(file, path), path, name, each)
                     problem, columns = _schema_problem(file.schema_arrow, build), tuple(file.schema_arrow.names)
                     groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            except FileNotFoundError:
+                raise damaged(path, "is missing") from None
             except (OSError, pa.ArrowException, UnicodeDecodeError):
                 raise damaged(path, "is damaged or no shard") from None
             if found and columns != found[0].columns:
@@ -141,7 +145,7 @@ def read_group(address: GroupAddress, columns: Iterable[str]) -> pa.Table:
     """
     wanted = list(columns)
     try:
-        with pq.ParquetFile(address.path) as file:
+        with parquet_file(address.path) as file:
             table = file.read_row_group(address.index, columns=wanted).combine_chunks()
     except (OSError, pa.ArrowException):
         raise damaged(address.path, "is damaged or no shard") from None
@@ -192,7 +196,7 @@ def plain(kind: pa.DataType, buffers: list[Any], offset: int, count: int) -> NDA
     return np.frombuffer(buffers[1], dtype)[offset : offset + count]
 
 
-def cell_columns(table: pa.Table, constant_shape: tuple[int, int] | None, path: Path) -> CellColumns:
+def cell_columns(table: pa.Table, constant_shape: tuple[int, int] | None, path: Location) -> CellColumns:
     """The cells of a row group, checked against its counts and its grid.
 
     Args:
@@ -244,8 +248,7 @@ def _cell_columns(table: pa.Table, constant_shape: tuple[int, int] | None) -> Ce
     return CellColumns(widths, heights, rows, cols, cells, labels, scores, held["ignored"], held["categories"])
 
 
-def _check_header(build: Build, path: Path, grid: str, split: str) -> None:
-    header = read_header(path)
+def _check_header(build: Build, header: ShardHeader, path: Location, grid: str, split: str) -> None:
     parameters = build.manifest["parameters"]
     for name, held, wanted in (
         ("grid", header.grid, grid),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from tokenlabels import check
 from tokenlabels.annotations import Records
 from tokenlabels.check import EXAMPLES_PER_CODE, Finding
+from tokenlabels.deferred import DeferredRecords
 from tokenlabels.embedding import Embedding, Pictures
 from tokenlabels.errors import FindingsError
 from tokenlabels.output import JournalEntry, another_build, write_journal
@@ -27,6 +27,7 @@ from tokenlabels.shards import (
     unwritable,
 )
 from tokenlabels.spool import is_held
+from tokenlabels.store_faults import explained
 from tokenlabels.totals import LabelSums
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ class ShardTask:
         columns: columns of the shards.
         embedding: pictures to embed.
         image_bytes: int64 (n,), bytes of the pictures of each image; they decide the row groups. None: no pictures.
-        source_name: annotation file name, for findings.
-        records: the n images of the shard.
+        source_name: annotation file name, for findings; deferred records know the file of each image.
+        records: the n images of the shard; deferred ones are read by the task.
         threads: that resize pictures.
         lease: see `Executor`.
     """
 
-    out: Path
+    out: Location
     index: int
     total: int
     headers: tuple[ShardHeader, ...]
@@ -62,11 +63,12 @@ class ShardTask:
     embedding: Embedding
     image_bytes: NDArray[np.int64] | None
     source_name: str
-    records: Records
+    records: Records | DeferredRecords
     threads: int = 1
     lease: Location | None = None
 
 
+@explained()
 def write_shards(task: ShardTask) -> list[JournalEntry]:
     """Score, label and write the shards of one task; each is committed and journalled by itself.
 
@@ -76,7 +78,7 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
         TokenLabelsError: an image to embed cannot be read.
     """
     from tokenlabels.map_scoring import MapError
-    from tokenlabels.scoring import label_records  # loads the kernels, where the work is done
+    from tokenlabels.scoring import label_blocks  # loads the kernels, where the work is done
 
     records = task.records
     spec, source_format = task.headers[0].spec, task.headers[0].format
@@ -93,12 +95,11 @@ def write_shards(task: ShardTask) -> list[JournalEntry]:
             writer = ShardWriter(task.out / header.grid / name, schema) if wanted else None
             writers.append(stack.enter_context(writer) if writer else None)
         for start, stop in spans:
-            block = records.block(start, stop)
+            wanted_images = records.block(start, stop)
             try:
-                labelled, found = label_records(block, [each[start:stop] for each in axes], spec)
+                block, labelled = label_blocks(wanted_images, [each[start:stop] for each in axes], spec, notes.take)
             except MapError as fault:
-                raise refusal(source_format, block, fault) from None
-            notes.take(block, found)
+                raise refusal(source_format, wanted_images, fault) from None
             sums = [before + LabelSums.of(labels) for before, labels in zip(sums, labelled, strict=True)]
             pictures = Pictures(task.embedding, block, task.threads)
             for writer, labels, grid in zip(writers, labelled, grids, strict=True):
@@ -132,6 +133,10 @@ class _Notes:
     def __init__(self, task: ShardTask) -> None:
         self._format = task.headers[0].format
         self._file = task.source_name
+        records = task.records
+        self._files: dict[str, str] = {}
+        if isinstance(records, DeferredRecords):
+            self._files.update(zip(records.image_ids, records.sources, strict=True))
         self._found: dict[str, list[Finding]] = {}
         self.counts: dict[str, int] = {}
 
@@ -139,7 +144,8 @@ class _Notes:
         """Warnings of one block."""
         for index in np.flatnonzero(found.empty).tolist():
             image_id, annotation_id = block.image_of(index), int(block.ids[index])
-            self._add(check.empty_mask(self._format, self._file, image_id, annotation_id))
+            file = self._files.get(image_id, self._file)
+            self._add(check.empty_mask(self._format, file, image_id, annotation_id))
         for image, value in found.strange:
             self._add(check.strange_object(self._format, self._file, block.image_ids[image], value))
 
@@ -154,8 +160,9 @@ class _Notes:
         return tuple(finding for kept in self._found.values() for finding in kept)
 
 
-def refusal(source_format: str, block: Records, error: MapError) -> FindingsError:
+def refusal(source_format: str, block: Records | DeferredRecords, error: MapError) -> FindingsError:
     """The error that says which mask of a block cannot be scored."""
+    assert isinstance(block, Records)
     assert block.maps is not None
     code = check.code_of(error.fault.kind, source_format)
     file, image_id = block.maps.files[error.image], block.image_ids[error.image]

@@ -9,6 +9,8 @@ import msgspec
 from tokenlabels.output import shard_fault
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build
+from tokenlabels.storage import globbed
+from tokenlabels.store_faults import explained
 
 _THREADS = 4
 
@@ -33,6 +35,7 @@ class Verification(msgspec.Struct, frozen=True):
         return not self.faults and not self.unlisted
 
 
+@explained()
 def verify(build: Build, progress: Progress | None = None) -> Verification:
     """Check every listed shard's size and sha256, and look for Parquet files that are not listed."""
     progress = progress or Silent()
@@ -47,7 +50,7 @@ def verify(build: Build, progress: Progress | None = None) -> Verification:
             progress.advance(1)
     listed = {shard.file for shard in build.shards}
     present = {
-        f"{path.parent.name}/{path.name}" for grid in build.grids for path in (build.path / grid).glob("*.parquet")
+        f"{path.parent.name}/{path.name}" for grid in build.grids for path in globbed(build.path / grid, "*.parquet")
     }
     return Verification(
         len(build.shards), sum(shard.bytes for shard in build.shards), faults, tuple(sorted(present - listed))

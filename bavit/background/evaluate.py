@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -22,11 +21,14 @@ from bavit.rows import Rows
 from bavit.visualize import panels
 from tokenlabels.progress import Progress
 
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
+
 
 def evaluate(
     model: BAViT,
     rows: Rows,
-    images: Path | None,
+    images: Location | None,
     place: Place,
     progress: Progress,
     *,
@@ -66,7 +68,7 @@ def evaluate(
 
 
 def samples(
-    evaluation: Evaluation, predictions: Predictions, rows: Rows, images: Path | None, count: int
+    evaluation: Evaluation, predictions: Predictions, rows: Rows, images: Location | None, count: int
 ) -> list[Sample]:
     """Some pictures with what is kept of them: of every quality, from the best to the worst.
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.model_input import model_input
 from tokenlabels.progress import Progress
 from tokenlabels.threads import in_threads
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Place:
 def predict_rows(
     model: BAViT,
     rows: Rows,
-    images: Path | None,
+    images: Location | None,
     place: Place,
     progress: Progress,
     on_error: Literal["raise", "skip"] = "raise",

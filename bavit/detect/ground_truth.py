@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from bavit.detect.results import as_written
 from bavit.pictures import PictureReader
 from bavit.rows import Rows, read_rows
 from bavit.splits import HasSplits, evaluation_splits
-from tokenlabels.annotations import Category
+from tokenlabels.annotations import Category, Records
 from tokenlabels.check import FindingLog
 from tokenlabels.errors import FindingsError, ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
@@ -27,6 +28,10 @@ from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, open_build
 from tokenlabels.sources.base import Reading
 from tokenlabels.sources.coco import CocoSource
+from tokenlabels.storage import exists, globbed, is_folder
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Choice = Callable[[HasSplits, Sequence[str] | None], list[str]]
 """Which splits to take where nobody says, such as `evaluation_splits` or `training_splits`."""
@@ -46,7 +51,7 @@ class DetectionSet:
 
     rows: Rows
     pictures: PictureReader
-    images: Path | None
+    images: Location | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,11 +87,11 @@ class DetectionSet:
 
 
 def open_detection_set(
-    source: Path,
+    source: Location,
     *,
     grid: PatchGrid | None = None,
     splits: Sequence[str] | None = None,
-    images: Path | None = None,
+    images: Location | None = None,
     limit: int | None = None,
     scores: bool = False,
     choose: Choice = evaluation_splits,
@@ -152,6 +157,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
     if faults:
         raise FindingsError(f"{str(faults[0]).rstrip('.')} ({log.error_count} errors in all): mend the file.")
     records = dataset.splits[0].records
+    assert isinstance(records, Records), "a folder of files"
     return GroundTruth(
         image_ids=records.image_ids,
         categories=dataset.categories,
@@ -168,21 +174,21 @@ def read_ground_truth(path: Path) -> GroundTruth:
 class _Files:
     """The splits of a COCO source."""
 
-    path: Path
+    path: Location
     splits: Sequence[str]
 
 
-def _is_build(source: Path) -> bool:
+def _is_build(source: Location) -> bool:
     """A build, finished or not; or else COCO files.
 
     Raises:
         TokenLabelsError: neither.
     """
-    if (source / MANIFEST).exists() or is_unfinished(source):
+    if exists(source / MANIFEST) or is_unfinished(source):
         return True
-    fine = any((source / "annotations").glob("instances_*.json")) if source.is_dir() else source.suffix == ".json"
+    fine = bool(globbed(source / "annotations", "instances_*.json")) if is_folder(source) else source.suffix == ".json"
     if not fine:
-        problem = "neither a build nor COCO annotations" if source.exists() else "no such file or folder"
+        problem = "neither a build nor COCO annotations" if exists(source) else "no such file or folder"
         raise TokenLabelsError(
             f"{source}: {problem}: name a build of tokenlabels, a COCO folder with annotations/instances_*.json, or "
             "one such file."
@@ -190,9 +196,9 @@ def _is_build(source: Path) -> bool:
     return False
 
 
-def _coco_source(source: Path, splits: Sequence[str] | None, choose: Choice) -> CocoSource:
+def _coco_source(source: Location, splits: Sequence[str] | None, choose: Choice) -> CocoSource:
     """The splits of a folder, or the file, that are wanted."""
-    found = CocoSource.locate(source) if source.is_dir() else CocoSource.locate(annotations=source)
+    found = CocoSource.locate(source) if is_folder(source) else CocoSource.locate(annotations=source)
     files = {name: (name, path, images) for name, path, images in found.files}
     chosen = choose(_Files(source, list(files)), splits)
     for name in chosen:
@@ -201,7 +207,7 @@ def _coco_source(source: Path, splits: Sequence[str] | None, choose: Choice) -> 
     return CocoSource(tuple(files[name] for name in chosen))
 
 
-def _picture_folder(source: Path, found: CocoSource) -> Path:
+def _picture_folder(source: Location, found: CocoSource) -> Location:
     """Where the pictures of these splits are: in the folder of the only one, or in folders with the names of splits."""
     return found.files[0][2] if len(found.files) == 1 else source
 
@@ -227,7 +233,7 @@ def _rows_of_build(
 
 
 def _rows_of_coco(
-    path: Path,
+    path: Location,
     source: CocoSource,
     grid: PatchGrid,
     limit: int | None,

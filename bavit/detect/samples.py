@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ from bavit.rows import Rows
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.model_input import model_input
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Masks: TypeAlias = Literal["bavit", "labels", "random", "none"]
 """Where the masks of kept patches come from."""
@@ -177,7 +179,7 @@ class DetectionImages(Dataset[DetectionSample]):
         TokenLabelsError: no such folder.
     """
 
-    def __init__(self, rows: Rows, images: Path | None, classes: NDArray[np.int64], view: View, seed: int) -> None:
+    def __init__(self, rows: Rows, images: Location | None, classes: NDArray[np.int64], view: View, seed: int) -> None:
         self.rows, self.view = rows, view
         self.reader = PictureReader(rows, images)
         if self.reader.resized:

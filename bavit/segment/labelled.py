@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from bavit.segment.masks import MaskReader, paired_pictures, with_masks
 from bavit.splits import evaluation_splits
 from tokenlabels.errors import TokenLabelsError
 from tokenlabels.reader import open_build
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +39,7 @@ class LabelledPictures:
     table: ClassTable
     pictures: PictureReader
     masks: MaskReader
-    images: Path | None = None
+    images: Location | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,12 +66,12 @@ class LabelledPictures:
 
 
 def open_labelled(
-    shards: Path,
+    shards: str | Location,
     classes: Sequence[SegmentClass],
     model: str,
     *,
     splits: Sequence[str] | None = None,
-    images: Path | None = None,
+    images: Location | None = None,
     card: str | None = None,
     limit: int | None = None,
     note: Callable[[str], None],

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bavit.pictures import EmbeddedColumns, PictureError, PictureReader
@@ -19,6 +18,10 @@ from tokenlabels.errors import NotABuildError, ParameterError, TokenLabelsError
 from tokenlabels.map_files import MapFileError, read_map
 from tokenlabels.reader import open_build
 from tokenlabels.stats_shards import GroupAddress
+from tokenlabels.storage import parquet_file
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 class MaskReader:
@@ -160,14 +163,14 @@ def shard_digests(rows: Rows) -> list[str]:
     Raises:
         NotABuildError: the build is gone.
     """
-    read = {group.path.relative_to(rows.folder).as_posix() for group in rows.groups}
+    read = {f"{group.path.parent.name}/{group.path.name}" for group in rows.groups}
     return [shard.sha256 for shard in open_build(rows.folder).shards if shard.file in read]
 
 
 def _present(group: GroupAddress) -> list[bool]:
     """Which rows of a row group have a mask, without reading any."""
     try:
-        with pq.ParquetFile(group.path) as file:
+        with parquet_file(group.path) as file:
             column = file.read_row_group(group.index, columns=["mask.path"], use_threads=False).column("mask")
     except (OSError, pa.ArrowException):
         raise NotABuildError(f"{group.path}: is damaged: run the same build command again to mend it.") from None
@@ -175,7 +178,7 @@ def _present(group: GroupAddress) -> list[bool]:
     return found
 
 
-def paired_pictures(rows: Rows, images: Path | None) -> PictureReader:
+def paired_pictures(rows: Rows, images: Location | None) -> PictureReader:
     """The pictures that the masks of some rows lie on.
 
     Args:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +26,9 @@ from bavit.segment.classes import IGNORED, ClassTable
 from bavit.segment.masks import MaskReader, paired_pictures
 from tokenlabels.errors import ParameterError
 from tokenlabels.model_input import PAD_COLOUR
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -125,7 +127,7 @@ class SegmentImages(Dataset[SegmentSample]):
         TokenLabelsError: no such folder, or no masks.
     """
 
-    def __init__(self, rows: Rows, images: Path | None, table: ClassTable, view: CropView, seed: int) -> None:
+    def __init__(self, rows: Rows, images: Location | None, table: ClassTable, view: CropView, seed: int) -> None:
         self.rows, self.view = rows, view
         self.reader, self.masks = paired_pictures(rows, images), MaskReader(rows, table)
         self._seed = seed

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from bavit.training.run import TrainingRun
 from bavit.training.run_folder import data_digest
 from tokenlabels.errors import ParameterError
 from tokenlabels.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 
 def train(
@@ -115,7 +118,7 @@ class SegmentLearner(Learner[SegmentBatch]):
         train = SegmentImages(self.task.train, self.task.images, self.tables[0], changed, seed)
         return train, self._plain(self.task.val, self.task.val_images, self.tables[1])
 
-    def _plain(self, rows: Rows, images: Path | None, table: ClassTable) -> SegmentImages:
+    def _plain(self, rows: Rows, images: Location | None, table: ClassTable) -> SegmentImages:
         """Whole pictures, stretched to the crop."""
         view = CropView(self.start.config.image_size, train=False)
         return SegmentImages(rows, images, table, view, self.settings.seed)

@@ -18,6 +18,7 @@ from tokenlabels.errors import ParameterError
 
 if TYPE_CHECKING:
     from bavit.training.run import TrainingRun
+    from tokenlabels.storage import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class Task:
 
     train: Rows
     val: Rows
-    images: Path | None
-    val_images: Path | None
+    images: Location | None
+    val_images: Location | None
     out: Path
     workers: int = 1
     device: str = "auto"

@@ -12,13 +12,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bavit.rows import Rows
 from bavit.training.checkpoint import CHECKPOINT_FILE
 from bavit.weights import CONFIG_FILE, WEIGHTS_FILE
 from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.shards import is_temporary, write_atomically
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
 _MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json")
@@ -126,7 +129,7 @@ def write_metrics(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
     write_atomically(folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in history).encode())
 
 
-def data_facts(rows: Rows, images: Path | None) -> dict[str, Any]:
+def data_facts(rows: Rows, images: Location | None) -> dict[str, Any]:
     """What `run.json` says of the rows that a run is trained or validated on."""
     header = rows.header
     return {

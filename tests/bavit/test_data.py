@@ -239,7 +239,7 @@ def test_scores_that_are_not_there(sample_root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 100, -100])
 def test_a_truncated_shard_is_named(embedded: Build, tmp_path: Path, keep: int) -> None:
-    shutil.copytree(embedded.path, tmp_path / "copy")
+    shutil.copytree(embedded.folder, tmp_path / "copy")
     build = tokenlabels.open(tmp_path / "copy")
     path = build.files()[0]
     path.write_bytes(path.read_bytes()[:keep])

@@ -64,8 +64,8 @@ def test_coco_files_and_a_build_of_them_are_the_same_set(sample_root: Path, tmp_
     sets = [
         open_detection_set(sample_root, grid=grid),
         open_detection_set(sample_root / "annotations" / "instances_val.json", grid=grid),
-        open_detection_set(build.path, grid=grid, images=sample_root),
-        open_detection_set(build.path, grid=grid, splits=["val"], images=sample_root / "val"),
+        open_detection_set(build.folder, grid=grid, images=sample_root),
+        open_detection_set(build.folder, grid=grid, splits=["val"], images=sample_root / "val"),
     ]
     for opened in sets:
         assert len(opened) == len(build.labels(split="val"))
@@ -173,11 +173,11 @@ def test_sources_that_are_none(tmp_path: Path, sample_root: Path) -> None:
 def test_builds_that_detectors_cannot_use(sample_root: Path, tmp_path: Path) -> None:
     plain = tokenlabels.build("coco", root=sample_root, split="val", out=tmp_path / "plain")
     with pytest.raises(ParameterError, match="no embedded images"):
-        open_detection_set(plain.path)
+        open_detection_set(plain.folder)
     resized = tokenlabels.build("coco", root=sample_root, split="val", out=tmp_path / "resized", embed_size=384)
     with pytest.raises(ParameterError, match="resized pictures"):
-        open_detection_set(resized.path)
-    assert len(open_detection_set(resized.path, images=sample_root))
+        open_detection_set(resized.folder)
+    assert len(open_detection_set(resized.folder, images=sample_root))
 
 
 def test_images_in_two_splits_are_refused(document: dict[str, Any], tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_what_a_build_left_out_is_told(sample_root: Path, tmp_path: Path) -> Non
 
     told = Told()
     build = tokenlabels.build("coco", root=sample_root, split="val", out=tmp_path / "out", min_area=2000)
-    open_detection_set(build.path, images=sample_root, progress=told)
+    open_detection_set(build.folder, images=sample_root, progress=told)
     assert len(told.notes) == 1
     assert "annotations were left out" in told.notes[0]
 

@@ -35,7 +35,7 @@ NAMES = ("runs/a", "made up")
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("scenes")).path
+    return scenes(tmp_path_factory.mktemp("scenes")).folder
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def claiming(width: int, height: int) -> bytes:
 
 def with_mask(build: Build, folder: Path, content: bytes | None) -> Build:
     """A copy of a build whose first row has another mask."""
-    shutil.copytree(build.path, folder)
+    shutil.copytree(build.folder, folder)
     (path,) = folder.rglob("*.parquet")
     table = pq.read_table(path)
     masks = table.column("mask").to_pylist()
@@ -149,7 +149,7 @@ def test_modes_that_hold_values(small: Build, tmp_path: Path) -> None:
 def test_a_shard_that_is_replaced_under_way(
     small: Build, tmp_path: Path, change: Callable[[pa.Table], pa.Table]
 ) -> None:
-    shutil.copytree(small.path, tmp_path / "out")
+    shutil.copytree(small.folder, tmp_path / "out")
     rows, table, _ = opened(tokenlabels.open(tmp_path / "out"))
     (path,) = (tmp_path / "out").rglob("*.parquet")
     pq.write_table(change(pq.read_table(path)), path)

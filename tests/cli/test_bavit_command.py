@@ -225,7 +225,7 @@ def test_faults_are_one_sentence(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    places = {"run": run, "labels": labels.path, "nowhere": tmp_path / "nowhere", "empty": tmp_path / "empty",
+    places = {"run": run, "labels": labels.folder, "nowhere": tmp_path / "nowhere", "empty": tmp_path / "empty",
               "file": tmp_path / "file.jpg", "picture": tmp_path / "p.png"}  # fmt: skip
     places["empty"].mkdir()
     places["file"].write_bytes(b"text")

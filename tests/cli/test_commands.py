@@ -113,6 +113,7 @@ def test_options_of_build_are_in_groups(invoke: Invoke) -> None:
         "Rule and foreground",
         "Values of semantic masks",
         "What is written",
+        "Where the work is done",
         "Options",
     ]
     read, written = text.index("What is read:"), text.index("What is written:")
@@ -446,7 +447,7 @@ def test_selection(sample_root: Path, labels: Path, place: Path, invoke: Invoke)
         kept = [entry for entry in everything if wanted(entry)]
         assert 0 < len(kept) < len(everything)
         built = tokenlabels.open(place / "tokenlabels-coco")
-        assert objects_of(built.path) == kept
+        assert objects_of(built.folder) == kept
         assert built.manifest["annotations_left_out_by_selection"] == len(everything) - len(kept)
         assert built.categories == tokenlabels.open(labels).categories
         assert built.table().num_rows == 16
@@ -584,7 +585,7 @@ def test_the_semantic_sample_builds_as_the_command_says(place: Path, invoke: Inv
     fine(invoke(*command.split(), "--image-size", 64, "--workers", 1))
     built = tokenlabels.open("tokenlabels-semantic")
     assert [category.id for category in built.categories] == [*range(13)]
-    assert list(built_sizes(built.path)) == ["train", "val"]
+    assert list(built_sizes(built.folder)) == ["train", "val"]
 
 
 def test_a_sample_is_of_one_kind(place: Path, invoke: Invoke) -> None:

@@ -52,13 +52,13 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @pytest.fixture(scope="module")
 def run(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "run"
-    small_segmenter(build.path).save_pretrained(folder)
+    small_segmenter(build.folder).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def pictures(build: Build) -> Path:
-    return build.path.parent / "images"
+    return build.folder.parent / "images"
 
 
 class TestEval:
@@ -158,7 +158,7 @@ class TestEval:
             "voc", root=VOC, out=tmp_path / "voc", rule="pixel-ratio", image_size=224, split="val", limit=6,
             embed_images=True, embed_masks=True,
         )  # fmt: skip
-        small_segmenter(voc.path, "atm").save_pretrained(tmp_path / "run")
+        small_segmenter(voc.folder, "atm").save_pretrained(tmp_path / "run")
         words = ("--p0", 0.2, "--out", tmp_path / "out", "--samples", 1, "--json", "--no-timing")
         found = json.loads(fine(bavit("eval", tmp_path / "run", voc.path, *words, *QUICK)).stdout)
         assert len(found["per_category"]) == 21

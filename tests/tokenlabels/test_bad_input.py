@@ -602,7 +602,7 @@ def test_a_broken_file_is_one_sentence(
 
 
 def test_a_missing_file_and_a_folder_are_one_sentence(invoke: Invoke, tmp_path: Path) -> None:
-    for path, says in ((tmp_path / "absent.json", "no such file"), (tmp_path, "Is a directory")):
+    for path, says in ((tmp_path / "absent.json", "no such file"), (tmp_path, "holds no JSON files")):
         result = invoke("build", "coco", "--annotations", path, "--out", tmp_path / "out")
         assert result.exit_code == 1
         one_error_line(result.stderr, str(path), says)

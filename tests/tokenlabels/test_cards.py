@@ -186,7 +186,7 @@ def build(document: dict[str, Any], folder: Path, split: str, dataset: KnownData
 
 def hub_card(built: Build) -> DatasetCardData:
     """The front matter as the Hub's client reads it."""
-    data = DatasetCard.load(built.path / "README.md").data
+    data = DatasetCard.load(built.folder / "README.md").data
     assert isinstance(data, DatasetCardData)
     return data
 
@@ -220,7 +220,7 @@ def test_a_build_that_only_resembles_a_known_data_set_has_no_licence(
 
 def test_the_hub_reads_the_card_of_a_build(sample_root: Path, tmp_path: Path) -> None:
     built = tokenlabels.build("coco", root=sample_root, out=tmp_path / "out", patch=[16, 32], image_size=64)
-    card = DatasetCard.load(built.path / "README.md")
+    card = DatasetCard.load(built.folder / "README.md")
     data = hub_card(built)
     assert data.size_categories == ["n<1K"]
     assert data.license == "cc0-1.0"

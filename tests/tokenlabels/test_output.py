@@ -492,7 +492,7 @@ def test_overwrite_deletes_what_it_made_and_nothing_else(small: Path, built: Pat
     result = invoke(*words, "--overwrite")
     assert result.exit_code == 0, result.stderr
     made = contents(built)
-    names = {"README.md", "manifest.json", "384x384-p32/mine-00000-of-00001.parquet"}
+    names = {"README.md", "croissant.json", "manifest.json", "384x384-p32/mine-00000-of-00001.parquet"}
     assert set(made) == names | {str(path.relative_to(built)) for path in strangers}
     assert all(path.read_bytes() == content for path, content in strangers.items())
 
@@ -500,7 +500,12 @@ def test_overwrite_deletes_what_it_made_and_nothing_else(small: Path, built: Pat
 def test_overwrite_of_an_unfinished_build_deletes_its_shards(small: Path, built: Path) -> None:
     unfinish(built)
     tokenlabels.build("coco", annotations=small, out=built, patch=32, overwrite=True)
-    assert set(contents(built)) == {"README.md", "manifest.json", "384x384-p32/mine-00000-of-00001.parquet"}
+    assert set(contents(built)) == {
+        "README.md",
+        "croissant.json",
+        "manifest.json",
+        "384x384-p32/mine-00000-of-00001.parquet",
+    }
 
 
 @pytest.mark.parametrize("deleted", [0, 1, 2])
@@ -814,7 +819,7 @@ def test_relabelling_equals_building(
     assert again.table().column("labels") != first.table().column("labels")
     assert pq.ParquetFile(first.files()[0]).num_row_groups > 1
     back = tokenlabels.relabel(again, first.manifest["parameters"]["tau"], tmp_path / "back")
-    assert contents(back.path) == contents(first.path)
+    assert contents(back.folder) == contents(first.folder)
 
 
 def test_relabelling_is_resumed_refused_and_mended_like_a_build(sample_root: Path, tmp_path: Path) -> None:
@@ -851,11 +856,11 @@ def test_relabelling_that_is_refused_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     first = tokenlabels.build("coco", annotations=small, out=tmp_path / "first", **options)
-    before = contents(first.path)
+    before = contents(first.folder)
     with pytest.raises(kind, match=says):
         tokenlabels.relabel(first, tau, tmp_path / out)
     assert not (tmp_path / "out").exists()
-    assert contents(first.path) == before
+    assert contents(first.folder) == before
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES)

@@ -268,9 +268,9 @@ def test_exactly_half_void_is_not_void(tmp_path: Path, document: Document) -> No
 
 
 def test_one_file_with_its_folders(root: Path, tmp_path: Path) -> None:
-    wanted = shards(make(tmp_path / "root", root).path)
+    wanted = shards(make(tmp_path / "root", root).folder)
     path = root / "annotations" / "panoptic_mine.json"
-    assert shards(make(tmp_path / "file", annotations=path).path) == wanted
+    assert shards(make(tmp_path / "file", annotations=path).folder) == wanted
     moved = tmp_path / "elsewhere" / "panoptic_mine.json"
     moved.parent.mkdir()
     shutil.copy(path, moved)
@@ -393,14 +393,14 @@ def test_relabel_is_the_build_at_that_tau(root: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"void": "ignore", "crowd": "ignore", "embed_masks": True}
     again = relabel(make(tmp_path / "out", root, **options), 0.7, tmp_path / "again")
     wanted = make(tmp_path / "wanted", root, tau=0.7, **options)
-    assert shards(again.path) == shards(wanted.path)
+    assert shards(again.folder) == shards(wanted.folder)
 
 
 @pytest.mark.slow
 def test_same_bytes_however_it_is_run(root: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"shard_rows": 1, "embed_masks": True}
     first, second = (make(tmp_path / str(n), root, workers=n, **options) for n in (1, 2))
-    assert shards(first.path) == shards(second.path)
+    assert shards(first.folder) == shards(second.folder)
     assert (first.path / "manifest.json").read_bytes() == (second.path / "manifest.json").read_bytes()
 
 
@@ -712,7 +712,7 @@ BAD_MASKS: list[Any] = [
 def test_bad_mask(
     spoil: Callable[[Path], object], code: str, workers: int, root: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
-    wanted = shards(make(tmp_path / "wanted", root, shard_rows=1).path)
+    wanted = shards(make(tmp_path / "wanted", root, shard_rows=1).folder)
     bad = root / "annotations" / "panoptic_mine" / "a.png"
     fine = bad.read_bytes()
     spoil(bad)
@@ -728,4 +728,4 @@ def test_bad_mask(
     assert not list(tmp_path.glob("out/**/*"))
     bad.unlink()
     bad.write_bytes(fine)
-    assert shards(make(tmp_path / "out", root, workers=workers, shard_rows=1).path) == wanted
+    assert shards(make(tmp_path / "out", root, workers=workers, shard_rows=1).folder) == wanted

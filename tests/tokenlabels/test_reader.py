@@ -1,18 +1,12 @@
-"""Opening builds: by this package, and by everything that reads Parquet."""
+"""Opening builds by this package; `test_opening.py` has everything else that reads Parquet."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -306,24 +300,7 @@ def test_totals_in_the_manifest_are_sums_of_the_columns(several: Build) -> None:
             }
 
 
-# --- others -----------------------------------------------------------------------------------------------------------
-
-
-def test_duckdb_pandas_and_polars_read_the_shards(several: Build) -> None:
-    pattern = f"{several.path}/384x192-p16/train-*.parquet"
-    expected = several.table("384x192-p16", "train")
-    counts = expected.column("fg_count").to_pylist()
-    with duckdb.connect() as database:
-        found = database.execute(
-            "select count(*), sum(fg_count), sum(list_count(list_filter(labels, lambda x: x = 1))), "
-            f"max(len(objects.bbox[1])) from '{pattern}'"
-        )
-        assert found.fetchall() == [(TRAIN, sum(counts), sum(counts), 4)]
-    assert pl.read_parquet(pattern)["fg_count"].to_list() == counts
-    assert pl.read_parquet(pattern).schema["labels"] == pl.List(pl.UInt8)
-    frame = pd.concat([pd.read_parquet(path) for path in several.files("384x192-p16", "train")])
-    assert frame["fg_count"].tolist() == counts
-    assert np.array_equal(np.stack(list(frame["labels"])), several.labels("384x192-p16", "train").reshape(TRAIN, -1))
+# --- the card ---------------------------------------------------------------------------------------------------------
 
 
 def front_matter(out: Path) -> tuple[dict[str, Any], str]:
@@ -333,7 +310,7 @@ def front_matter(out: Path) -> tuple[dict[str, Any], str]:
 
 
 def test_the_card_says_where_the_shards_are(several: Build) -> None:
-    front, body = front_matter(several.path)
+    front, body = front_matter(several.folder)
     assert [config["config_name"] for config in front["configs"]] == list(several.grids)
     assert [config.get("default", False) for config in front["configs"]] == [True, False]
     for config in front["configs"]:
@@ -354,61 +331,7 @@ def test_a_card_of_names_that_yaml_could_misread(document: dict[str, Any], tmp_p
     path = tmp_path / "instances_mine.json"
     path.write_text(json.dumps(document))
     built = tokenlabels.build("coco", annotations=path, out=tmp_path / "out")
-    front, _ = front_matter(built.path)
+    front, _ = front_matter(built.folder)
     objects = next(f for f in front["dataset_info"][0]["features"] if f["name"] == "objects")
     category = next(f for f in objects["struct"] if f["name"] == "category")
     assert list(category["sequence"]["class_label"]["names"].values()) == names
-
-
-LOAD = """
-import io, json, sys
-from datasets import load_dataset
-out = sys.argv[1]
-result = {}
-for config in sys.argv[2:]:
-    for split, rows in load_dataset(out, config).items():
-        category = rows.features["objects"]["category"].feature
-        first = rows[0]
-        result[f"{config}/{split}"] = {
-            "rows": len(rows),
-            "kind": type(category).__name__,
-            "names": category.names,
-            "columns": rows.column_names,
-            "labels": first["labels"],
-            "bbox": first["objects"]["bbox"],
-            "size": list(first["image"].size) if "image" in first else None,
-            "annotated": [first["width"], first["height"]],
-        }
-result["default"] = sorted(load_dataset(out))
-print(json.dumps(result))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", ["several", "full"])
-def test_hugging_face_datasets_loads_the_folder(which: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    built: Build = request.getfixturevalue(which)
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    answer = subprocess.run(
-        [sys.executable, "-c", LOAD, str(built.path), *built.grids],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    found = json.loads(answer.stdout)
-    assert found.pop("default") == ["train", "val"]
-    assert list(found) == [f"{grid}/{split}" for grid in built.grids for split in built.splits]
-    for key, rows in found.items():
-        grid, split = key.split("/")
-        table = built.table(grid, split)
-        first = table.slice(0, 1).to_pylist()[0]
-        assert rows["rows"] == table.num_rows
-        assert rows["columns"] == table.column_names
-        assert rows["kind"] == "ClassLabel"
-        assert rows["names"] == [category.name for category in built.categories]
-        assert rows["labels"] == first["labels"]
-        assert rows["bbox"] == first["objects"]["bbox"]
-        assert rows["size"] == (rows["annotated"] if which == "full" else None)

@@ -449,7 +449,7 @@ def test_forms_of_masks_reach_the_kernels_as_they_are_meant_to() -> None:
     ]
     masks = records_of(Picture(4, 4, tuple(things))).masks
     assert masks is not None
-    assert masks.kinds.tolist() == [MASK_TEXT, MASK_RINGS, MASK_RLE, MASK_RLE]
+    assert masks.kinds.tolist() == [MASK_TEXT, MASK_RINGS, MASK_RLE, MASK_TEXT]
 
 
 # --- cases worked by hand ---------------------------------------------------------------------------------------------
@@ -781,6 +781,7 @@ def test_every_image_of_coco_against_the_oracles(coco_root: Path) -> None:
         for annotation in document["annotations"]:
             things[annotation["image_id"]].append(annotation)
         records = split.records.block(0, len(split.records))  # packed, as a task has them
+        assert isinstance(records, Records)
         assert list(records.image_ids) == [str(image["id"]) for image in images]
         axes = grid.axes(records.widths, records.heights)
         scores = {

@@ -419,7 +419,7 @@ def test_relabel_is_the_build_at_that_tau(three: dict[str, Path], tmp_path: Path
     for grid in wanted.grids:
         assert rows(again, grid) == rows(wanted, grid)
         assert again.table(grid).schema == wanted.table(grid).schema
-    assert shards(again.path) == shards(wanted.path)
+    assert shards(again.folder) == shards(wanted.folder)
 
 
 @pytest.mark.slow
@@ -429,7 +429,7 @@ def test_same_bytes_however_it_is_run(three: dict[str, Path], tmp_path: Path) ->
     second = make(tmp_path / "second", three, workers=2, **options)
     moved = {name: Path(shutil.copytree(path, tmp_path / "moved" / name)) for name, path in three.items()}
     third = make(tmp_path / "third", moved, workers=1, **options)
-    assert shards(first.path) == shards(second.path) == shards(third.path)
+    assert shards(first.folder) == shards(second.folder) == shards(third.folder)
     for name in ("manifest.json", "README.md"):
         assert len({(build.path / name).read_bytes() for build in (first, second, third)}) == 1
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -31,6 +31,9 @@ from tokenlabels.sample_scene import CATEGORIES
 from tokenlabels.stats_cells import THRESHOLDS, category_sums, count_passing, position_sums
 from tokenlabels.stats_objects import distribution, patch_distribution, row_counts, spread, unreadable
 from tokenlabels.stats_shards import plain
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 KINDS: dict[str, dict[str, Any]] = {
     "overlap": {"patch": [16, 32], "image_size": "384x192", "shard_rows": 5},
@@ -656,8 +659,9 @@ def test_builds_named_alike_bear_their_folders(
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def edit(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+def edit(path: Location, change: Callable[[pa.Table], pa.Table]) -> None:
     """Rewrite a shard with other columns and the same metadata."""
+    assert isinstance(path, Path)
     table = pq.read_table(path, partitioning=None)
     pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -21,6 +21,11 @@ from tokenlabels.report.plots import pooled
 from tokenlabels.report.samples import Place, Sample, read_samples
 from tokenlabels.report.template import STYLE, fill
 from tokenlabels.shards import write_atomically
+from tokenlabels.storage import is_folder, located
+from tokenlabels.store_faults import explained
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 MAX_BYTES = 5_000_000
 """Size that a report keeps below by making its pictures smaller."""
@@ -32,12 +37,13 @@ _MAX_MAP = 128
 _HERE = Path(__file__).parent
 
 
+@explained()
 def write_report(
     path: Path,
     build: Build,
     figures: Figures,
     *,
-    images: Path | None = None,
+    images: Location | None = None,
     samples: int = 24,
     split: str | None = None,
     comparison: Comparison | None = None,
@@ -79,7 +85,7 @@ def write_report(
     return path
 
 
-def check_places(path: Path, images: Path | None) -> None:
+def check_places(path: Path, images: Location | None) -> None:
     """Refuse at once what a report cannot be written to, and a folder of images that is not there.
 
     Raises:
@@ -92,12 +98,12 @@ def check_places(path: Path, images: Path | None) -> None:
     if path.exists() and not path.is_file():  # a device would be replaced
         kind = "a folder" if path.is_dir() else "no plain file"
         raise OutputError(f"{path}: cannot be written (it is {kind}): name a file, such as report.html.")
-    if images is not None and not images.is_dir():
+    if images is not None and not is_folder(images):
         raise TokenLabelsError(f"{images}: no such folder: name the one that holds the images with --images.")
 
 
 def _pictures(
-    build: Build, samples: Sequence[Sample], places: Sequence[Place], images: Path | None, progress: Progress
+    build: Build, samples: Sequence[Sample], places: Sequence[Place], images: Location | None, progress: Progress
 ) -> list[Picture]:
     any_size = build.manifest["parameters"].get("embed_size") is not None
     progress.stage("reading pictures", len(samples))
@@ -182,9 +188,9 @@ def _page(parts: Mapping[str, str], data: Mapping[str, object]) -> str:
     return fill(_HERE / "page.html", dict(parts) | {"data": blocks}, style=style, script=script)
 
 
-def _folder(path: str | Path) -> str:
+def _folder(path: str | Location) -> str:
     """Name of a folder, without the path to it, which is nobody's business."""
-    return os.fsencode(Path(path).resolve().name).decode("utf-8", "backslashreplace")
+    return os.fsencode(located(path).resolve().name).decode("utf-8", "backslashreplace")
 
 
 def _for_page(figures: Figures) -> Figures:

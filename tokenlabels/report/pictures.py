@@ -10,12 +10,17 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from tokenlabels.errors import NotABuildError
 from tokenlabels.report.samples import Place
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, is_file
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _LONG_SIDE = 400
 _MIN_SIDE = 64
@@ -54,7 +59,7 @@ def long_side(count: int) -> int:
     return max(_MIN_SIDE, int(_LONG_SIDE * min(1.0, (_FULL_SIZE_PICTURES / max(count, 1)) ** 0.5)))
 
 
-def open_picture(place: Place, images: Path | None, side: int, *, any_size: bool) -> Picture:
+def open_picture(place: Place, images: Location | None, side: int, *, any_size: bool) -> Picture:
     """The picture of one sample, from its shard or from a folder.
 
     Args:
@@ -75,8 +80,9 @@ def open_picture(place: Place, images: Path | None, side: int, *, any_size: bool
         return Picture(reason="Its file name leads out of the image folder and is not opened.")
     for path in (images / place.file_name, images / place.group.split / place.file_name):
         try:
-            if path.is_file():
-                return _decoded(path, place.size, side)
+            if is_file(path):
+                source = path if isinstance(path, Path) else io.BytesIO(content(path))
+                return _decoded(source, place.size, side)
         except (OSError, ValueError):
             return Picture(reason="Its file name cannot be opened.")
     return Picture(reason="No such file in the image folder.")

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenlabels.annotations import NO_CATEGORY
@@ -19,6 +18,7 @@ from tokenlabels.progress import Progress
 from tokenlabels.reader import Build
 from tokenlabels.report.markup import printable
 from tokenlabels.stats_shards import GroupAddress, damaged, read_group, row_groups
+from tokenlabels.storage import parquet_file
 
 MAX_CELLS = 400_000
 """Patches of all samples together whose scores go into the page: about 2 MB of text."""
@@ -263,7 +263,7 @@ def _picked(
     if not left:
         return
     try:
-        with pq.ParquetFile(address.path) as file:
+        with parquet_file(address.path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[address.index], columns=list(columns)):
                 while left and left[0] < start + len(batch):
                     row = left.pop(0)

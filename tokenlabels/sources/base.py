@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenlabels.annotations import Dataset
 from tokenlabels.check import FindingLog
 from tokenlabels.executors import Run, SerialExecutor
 from tokenlabels.rules import RuleName
+from tokenlabels.select import Selection
 from tokenlabels.sources.masks import Rasterizer
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
+
+
+class StageCall(Protocol):
+    """See `progress.Progress.stage`."""
+
+    def __call__(self, name: str, total: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +33,14 @@ class Reading:
         limit: keep only the first images of each split.
         run: runs work that can be shared out, see `executors.Executor.run`.
         rasterizer: who turns polygons into pixels.
-        progress: called with a sentence when a new stage begins.
+        progress: called with a sentence when a new stage begins, and its number of steps where that is known.
+        advance: called with the number of steps that are done.
         note: called with what a person should know.
         decode: decode every mask file now and leave out the faulty ones, rather than fail where it is scored.
         report_all: with that, report also what a build reports when it scores the masks.
         embed_masks: say which masks are to be embedded.
+        selection: what counts, for sources that read annotations only where they are needed.
+        draw: such sources report instance masks without pixels, too.
     """
 
     masks: bool = False
@@ -36,11 +48,14 @@ class Reading:
     limit: int | None = None
     run: Run = SerialExecutor().run
     rasterizer: Rasterizer = "kernel"
-    progress: Callable[[str], None] = lambda _stage: None
+    progress: StageCall = lambda name, total=None: None  # noqa: ARG005
+    advance: Callable[[int], None] = lambda _steps: None
     note: Callable[[str], None] = lambda _text: None
     decode: bool = False
     report_all: bool = False
     embed_masks: bool = False
+    selection: Selection = field(default_factory=Selection)
+    draw: bool = False
 
 
 class Source(Protocol):
@@ -60,7 +75,10 @@ class Source(Protocol):
         A file that is dearer to read than JSON, such as a mask to decode, counts for more than its bytes.
         """
 
-    def image_folders(self) -> dict[str, Path]:
+    def places(self) -> Sequence[Location]:
+        """Every file or folder that a person named or a layout has, and that is read."""
+
+    def image_folders(self) -> dict[str, Location]:
         """Image folder of each split; it need not exist."""
 
     def parameters(self) -> dict[str, Any]:

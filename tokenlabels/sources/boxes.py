@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,19 @@ class Entry(Protocol):
     def bbox(self) -> Sequence[float] | None: ...
 
 
+FileNames: TypeAlias = str | Mapping[int | str, str]
+"""Name of an annotation file; or of that of each image, by its id."""
+
+
+def file_of(file: FileNames, image_id: int | str) -> str:
+    """The file that an image is in."""
+    return file if isinstance(file, str) else file[image_id]
+
+
 class AnnotationNotes:
     """The m annotation entries of a file, which of them are usable, and how to report faults of them."""
 
-    def __init__(self, entries: Sequence[Entry], file: str, log: FindingLog) -> None:
+    def __init__(self, entries: Sequence[Entry], file: FileNames, log: FindingLog) -> None:
         self.entries = entries
         self.usable = np.ones(len(entries), np.bool_)
         self._file = file
@@ -59,7 +68,7 @@ class AnnotationNotes:
         named = f"annotation {entry.id}" if entry.id is not None else f"annotations[{index}]"
         self._log.add(
             kind,
-            self._file,
+            file_of(self._file, entry.image_id),
             f"{named} of image {entry.image_id} {problem}.",
             image_id=str(entry.image_id),
             annotation_id=entry.id,

@@ -12,13 +12,17 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tokenlabels.annotations import Category
 from tokenlabels.errors import AnnotationFileError
+from tokenlabels.storage import content
+from tokenlabels.store_faults import reason_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _MAX_BYTES = 4 << 20
 _NUMBERED = re.compile(r"\s*(\d+)\s*[:,;\t ]\s*(.+?)\s*")
@@ -26,7 +30,7 @@ _LABELMAP = re.compile(r"([^:]+):(\d+,\d+,\d+)?:[^:]*:[^:]*")
 _ID_COLUMNS = ("id", "idx", "index", "value", "train_id", "trainid")
 
 
-def read_class_list(path: Path, *, first: int = 0) -> tuple[Category, ...]:
+def read_class_list(path: Location, *, first: int = 0) -> tuple[Category, ...]:
     """The categories of a list; the id of each is its mask value.
 
     Args:
@@ -38,13 +42,14 @@ def read_class_list(path: Path, *, first: int = 0) -> tuple[Category, ...]:
             of 8 bits has.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        data = content(path, _MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
             raise AnnotationFileError(path, f"is larger than {_MAX_BYTES >> 20} MiB: this is no list of categories.")
-        text = path.read_text("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise AnnotationFileError(path, "is no UTF-8 text: save the list of categories as such.") from None
     except OSError as fault:
-        raise AnnotationFileError(path, f"cannot be read ({fault.strerror}).") from None
+        raise AnnotationFileError(path, f"cannot be read ({reason_of(fault)}).") from None
     is_json = text.lstrip().startswith(("[", "{"))
     found = _from_json(path, text, first) if is_json else _from_lines(path, text, first)
     if not found:
@@ -58,7 +63,7 @@ def read_class_list(path: Path, *, first: int = 0) -> tuple[Category, ...]:
     return tuple(sorted(found, key=lambda category: category.id))
 
 
-def _from_json(path: Path, text: str, first: int) -> list[Category]:
+def _from_json(path: Location, text: str, first: int) -> list[Category]:
     try:
         value: Any = msgspec.json.decode(text)
         if isinstance(value, dict) and isinstance(value.get("categories"), list):
@@ -72,7 +77,7 @@ def _from_json(path: Path, text: str, first: int) -> list[Category]:
         raise AnnotationFileError(path, f"is no list of categories ({str(fault).splitlines()[0]}).") from None
 
 
-def _from_lines(path: Path, text: str, first: int) -> list[Category]:
+def _from_lines(path: Location, text: str, first: int) -> list[Category]:
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     table = _from_table(path, lines)
     if table is not None:
@@ -86,7 +91,7 @@ def _from_lines(path: Path, text: str, first: int) -> list[Category]:
     return [Category(first + index, line.strip()) for index, line in enumerate(lines)]
 
 
-def _from_table(path: Path, lines: Sequence[str]) -> list[Category] | None:
+def _from_table(path: Location, lines: Sequence[str]) -> list[Category] | None:
     """Rows of a table with a header, separated by tabs, commas or semicolons; None where this is none."""
     header = lines[0] if lines else ""
     separator = next((mark for mark in ("\t", ";", ",") if mark in header), None)
@@ -113,7 +118,7 @@ def _from_table(path: Path, lines: Sequence[str]) -> list[Category] | None:
     return found
 
 
-def _value(path: Path, text: str) -> int:
+def _value(path: Location, text: str) -> int:
     try:
         return int(text)
     except ValueError:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,30 +14,33 @@ from tokenlabels import check
 from tokenlabels.annotations import MAX_COORDINATE, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, Records
 from tokenlabels.check import FindingLog, Kind
 from tokenlabels.sources.base import Reading
-from tokenlabels.sources.boxes import AnnotationNotes, checked_boxes
+from tokenlabels.sources.boxes import AnnotationNotes, FileNames, checked_boxes, file_of
 from tokenlabels.sources.coco_json import BoxEntry, Document, EntryId, ImageEntry, MaskEntry
 from tokenlabels.sources.masks import pack_masks
 from tokenlabels.sources.paths import is_inside
+
+if TYPE_CHECKING:
+    pass
 
 _MAX_TABLE = 1 << 24
 """Range of ids up to which a table beats a search."""
 
 
-def to_records(document: Document, path: Path, reading: Reading, log: FindingLog) -> Records:
-    """Columns of the usable images and annotations of one file, annotations sorted by image.
+def to_records(document: Document, file: FileNames, reading: Reading, log: FindingLog) -> Records:
+    """Columns of the usable images and annotations of one document, annotations sorted by image.
 
     Args:
         document: the entries.
-        path: for messages.
+        file: its name, for messages.
         reading: what is wanted.
         log: receives every fault; an entry with an error-level fault is left out.
     """
-    kept_images, left_out = _check_images(document, path, log)
+    kept_images, left_out = _check_images(document, file, log)
     if reading.limit is not None:
         left_out |= {entry.id for entry in kept_images[reading.limit :]}
         kept_images = kept_images[: reading.limit]
     entries = document.annotations
-    notes = AnnotationNotes(entries, path.name, log)
+    notes = AnnotationNotes(entries, file, log)
     rows = _positions([entry.id for entry in kept_images], list(map(attrgetter("image_id"), entries)))
     categories = _positions(
         [category.id for category in document.categories], list(map(attrgetter("category_id"), entries))
@@ -47,7 +49,7 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
     widths = np.array([entry.width for entry in kept_images], np.int32)
     heights = np.array([entry.height for entry in kept_images], np.int32)
     boxes = checked_boxes(notes, widths, heights, rows)
-    ids, areas = _ids(notes), _areas(notes, boxes)
+    ids, areas = _ids(notes, rows if document.ids_per_image else np.zeros_like(rows)), _areas(notes, boxes)
 
     count = len(kept_images)
     chosen = np.flatnonzero(notes.usable)
@@ -68,7 +70,7 @@ def to_records(document: Document, path: Path, reading: Reading, log: FindingLog
     return _with_masks(records, notes, order, rows, reading) if reading.masks else records
 
 
-def _check_images(document: Document, path: Path, log: FindingLog) -> tuple[list[ImageEntry], set[EntryId]]:
+def _check_images(document: Document, file: FileNames, log: FindingLog) -> tuple[list[ImageEntry], set[EntryId]]:
     """The usable images, and the ids of those that are left out."""
     kept: list[ImageEntry] = []
     left_out = set(document.lost_images)
@@ -77,7 +79,7 @@ def _check_images(document: Document, path: Path, log: FindingLog) -> tuple[list
         image_id = str(entry.id)
         if image_id in seen:
             message = f"image id {image_id} occurs again as images[{index}] ({entry.file_name[:200]})."
-            log.add(check.IMAGE_DUPLICATE, path.name, message, image_id=image_id)
+            log.add(check.IMAGE_DUPLICATE, file_of(file, entry.id), message, image_id=image_id)
             continue
         seen.add(image_id)
         width, height = entry.width, entry.height
@@ -89,12 +91,13 @@ def _check_images(document: Document, path: Path, log: FindingLog) -> tuple[list
                 f"image {image_id} is said to be {width} x {height} pixels; a side is 1 to {MAX_IMAGE_SIDE} "
                 f"and an image at most {MAX_IMAGE_PIXELS} pixels."
             )
-            log.add(check.IMAGE_SIZE, path.name, message, image_id=image_id)
+            log.add(check.IMAGE_SIZE, file_of(file, entry.id), message, image_id=image_id)
         if not entry.file_name:
-            log.add(check.IMAGE_NO_NAME, path.name, f"image {image_id} has no file_name.", image_id=image_id)
+            message = f"image {image_id} has no file_name."
+            log.add(check.IMAGE_NO_NAME, file_of(file, entry.id), message, image_id=image_id)
         elif not is_inside(entry.file_name):
             message = f"image {image_id} has file_name {entry.file_name[:200]!r}, which leaves the image folder."
-            log.add(check.IMAGE_PATH, path.name, message, image_id=image_id)
+            log.add(check.IMAGE_PATH, file_of(file, entry.id), message, image_id=image_id)
     return kept, left_out
 
 
@@ -136,8 +139,8 @@ def _check_references(
     )
 
 
-def _ids(notes: AnnotationNotes) -> NDArray[np.int64]:
-    """int64 (m,), -1 where there is none."""
+def _ids(notes: AnnotationNotes, scopes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 (m,), -1 where there is none; those of one scope, int64 (m,), should differ."""
     given = list(map(attrgetter("id"), notes.entries))
     missing = np.zeros(len(given), np.bool_)
     if None in given:
@@ -145,9 +148,9 @@ def _ids(notes: AnnotationNotes) -> NDArray[np.int64]:
         notes.flag(check.ANNOTATION_NO_ID, missing, lambda _i: "has no usable id")
         given = [-1 if value is None else value for value in given]
     ids = np.array(given, np.int64)
-    order = np.argsort(ids, kind="stable")
+    order = np.lexsort((ids, scopes)) if scopes.any() else np.argsort(ids, kind="stable")
     again = np.zeros(len(ids), np.bool_)
-    again[order[1:]] = ids[order[1:]] == ids[order[:-1]]
+    again[order[1:]] = (ids[order[1:]] == ids[order[:-1]]) & (scopes[order[1:]] == scopes[order[:-1]])
     notes.flag(check.ANNOTATION_DUPLICATE, again & ~missing, lambda _i: "has an id that occurred before")
     return ids
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -21,6 +20,9 @@ from tokenlabels import check
 from tokenlabels.annotations import Category
 from tokenlabels.check import FindingLog
 from tokenlabels.errors import AnnotationFileError
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 EntryId: TypeAlias = Int64 | str
@@ -81,16 +83,18 @@ class _StrictFile(msgspec.Struct, Generic[E]):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The three lists of an instances file."""
+    """The three lists of an instances file, or of several files that hold one image each."""
 
     images: Sequence[ImageEntry]
     annotations: Sequence[BoxEntry]
     categories: tuple[Category, ...]
     lost_images: frozenset[EntryId] = frozenset()
     """Ids of malformed image entries, which are not in `images`."""
+    ids_per_image: bool = False
+    """Ids of annotations need to differ only within an image."""
 
 
-def read_document(data: Any, path: Path, log: FindingLog, *, masks: bool) -> Document:
+def read_document(data: Any, path: Location, log: FindingLog, *, masks: bool) -> Document:
     """Decode an instances file.
 
     Args:
@@ -117,7 +121,7 @@ def lenient_loads(text: bytes) -> Any:
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _INT64_DIGITS else float(digits))
 
 
-def _decode_whole(data: Any, path: Path, log: FindingLog, entry_type: type[BoxEntry]) -> Document:
+def _decode_whole(data: Any, path: Location, log: FindingLog, entry_type: type[BoxEntry]) -> Document:
     try:
         strict = msgspec.json.decode(data, type=_StrictFile[entry_type])  # type: ignore[valid-type]
     except msgspec.ValidationError:
@@ -125,7 +129,7 @@ def _decode_whole(data: Any, path: Path, log: FindingLog, entry_type: type[BoxEn
     return Document(strict.images, strict.annotations, category_table(strict.categories, path, log))
 
 
-def reread(data: Any, path: Path, fault: Exception) -> bytes:
+def reread(data: Any, path: Location, fault: Exception) -> bytes:
     """Strict JSON from a file that has `NaN`, `Infinity` or a byte-order mark; numbers that are none become null.
 
     Raises:
@@ -153,7 +157,7 @@ def reread(data: Any, path: Path, fault: Exception) -> bytes:
         raise AnnotationFileError(path, f"is not valid JSON ({fault}): fetch or export it again.") from None
 
 
-def _decode_entries(data: Any, path: Path, log: FindingLog, entry_type: type[BoxEntry]) -> Document:
+def _decode_entries(data: Any, path: Location, log: FindingLog, entry_type: type[BoxEntry]) -> Document:
     """Entry by entry: a malformed one becomes a finding."""
     try:
         loose = msgspec.json.decode(data, type=_LooseFile)
@@ -243,7 +247,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _mend_image(raw: msgspec.Raw, place: int, path: Path, log: FindingLog, lost: set[EntryId]) -> ImageEntry | None:
+def _mend_image(raw: msgspec.Raw, place: int, path: Location, log: FindingLog, lost: set[EntryId]) -> ImageEntry | None:
     fields = _fields(raw)
     if fields is None:
         log.add(check.IMAGE_MALFORMED, path.name, f"images[{place}] is no JSON object.")
@@ -268,7 +272,7 @@ def _mend_image(raw: msgspec.Raw, place: int, path: Path, log: FindingLog, lost:
 
 
 def _mend_annotation(
-    raw: msgspec.Raw, place: int, path: Path, log: FindingLog, entry_type: type[BoxEntry]
+    raw: msgspec.Raw, place: int, path: Location, log: FindingLog, entry_type: type[BoxEntry]
 ) -> BoxEntry | None:
     fields = _fields(raw)
     if fields is None:
@@ -317,7 +321,7 @@ def _mended_box(value: Any) -> Box | None:
     return left, top, width, height
 
 
-def category_table(entries: Sequence[CategoryEntry], path: Path, log: FindingLog) -> tuple[Category, ...]:
+def category_table(entries: Sequence[CategoryEntry], path: Location, log: FindingLog) -> tuple[Category, ...]:
     """The category table of a file.
 
     Raises:

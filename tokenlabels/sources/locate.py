@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Any
 from tokenlabels.errors import ParameterError
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.coco import CocoSource
+from tokenlabels.storage import is_file, located
+from tokenlabels.store_faults import explained
 
 if TYPE_CHECKING:
     from tokenlabels.sources.semantic_options import SemanticOptions
+    from tokenlabels.storage import Location
 
 FORMATS = ("coco", "voc", "semantic")
 
 
+@explained()
 def find_source(
     source: Source | str,
     *,
-    root: str | Path | None = None,
-    annotations: str | Path | None = None,
-    images: str | Path | None = None,
-    masks: str | Path | None = None,
+    root: str | Location | None = None,
+    annotations: str | Location | None = None,
+    images: str | Location | None = None,
+    masks: str | Location | None = None,
     splits: Sequence[str] = (),
-    class_list: str | Path | None = None,
+    class_list: str | Location | None = None,
     semantic: SemanticOptions | None = None,
 ) -> Source:
     """A source from its name and the places a person names; a `Source` is returned as it is.
@@ -64,12 +68,12 @@ def find_source(
         if name in foreign:
             raise ParameterError(f"{name} does not go with {source}.")
     root, annotations, images, masks = (
-        None if path is None else Path(path) for path in (root, annotations, images, masks)
+        None if path is None else located(path) for path in (root, annotations, images, masks)
     )
     if source == "voc":
         from tokenlabels.sources.voc import VocSource
 
-        return VocSource.locate(root, splits=splits, class_list=None if class_list is None else Path(class_list))
+        return VocSource.locate(root, splits=splits, class_list=None if class_list is None else located(class_list))
     if source == "semantic":
         from tokenlabels.sources.semantic_options import SemanticOptions, locate_semantic
 
@@ -86,7 +90,7 @@ def find_source(
 
 
 def split_categories(
-    source: Source | str, categories: str | Path | Sequence[str] | None
+    source: Source | str, categories: str | Location | Sequence[str] | None
 ) -> tuple[str | None, list[str] | None]:
     """What `--categories` says: a list of all categories there are, and names of those that are foreground.
 
@@ -95,9 +99,10 @@ def split_categories(
     Raises:
         ParameterError: two lists.
     """
-    texts = [str(categories)] if isinstance(categories, (str, Path)) else list(categories or ())
+    one = isinstance(categories, (str, Path)) or hasattr(categories, "fs")
+    texts = [str(categories)] if one else [str(text) for text in categories or ()]  # type: ignore[union-attr]
     cards = _data_card_names() if source == "semantic" else ()
-    lists = [text for text in texts if source in ("voc", "semantic") and (Path(text).is_file() or text in cards)]
+    lists = [text for text in texts if source in ("voc", "semantic") and (is_file(located(text)) or text in cards)]
     if len(lists) > 1:
         raise ParameterError(f"two lists of categories ({', '.join(lists)}): name one.")
     names = [text for text in texts if text not in lists]

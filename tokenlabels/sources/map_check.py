@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,12 @@ from tokenlabels.executors import Run
 from tokenlabels.images import stored_size
 from tokenlabels.map_files import MapFileError, map_size, read_map
 from tokenlabels.rules import RuleSpec
+from tokenlabels.storage import content, contents, threads_for
+from tokenlabels.store_faults import reason_of
+from tokenlabels.threads import in_threads
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _CHUNK = 256
 
@@ -28,10 +34,10 @@ class HeaderChunk:
     """
 
     start: int
-    folder: Path
+    folder: Location
     files: Sequence[str]
     encodings: Sequence[MapEncoding]
-    images: Path | None
+    images: Location | None
     pictures: Sequence[str]
 
 
@@ -80,12 +86,12 @@ class MapFindings:
 
 
 def read_headers(
-    folder: Path,
+    folder: Location,
     files: Sequence[str],
     encodings: Sequence[MapEncoding],
     run: Run,
     *,
-    images: Path | None = None,
+    images: Location | None = None,
     pictures: Sequence[str] = (),
 ) -> list[MapHeader]:
     """The headers of n mask files, in order, and the sizes of their n pictures; nothing is decoded."""
@@ -104,21 +110,24 @@ def read_headers(
 def headers_of(chunk: HeaderChunk) -> tuple[int, list[MapHeader]]:
     """Task of `read_headers`."""
     pictures = chunk.pictures if chunk.images is not None else [""] * len(chunk.files)
-    return chunk.start, [
-        _header(chunk.folder / file, encoding, chunk.images / picture if chunk.images and picture else None)
-        if file
-        else MapHeader()
-        for file, encoding, picture in zip(chunk.files, chunk.encodings, pictures, strict=True)
-    ]
+
+    def header(row: int) -> MapHeader:
+        file, picture = chunk.files[row], pictures[row]
+        if not file:
+            return MapHeader()
+        shown = chunk.images / picture if chunk.images is not None and picture else None
+        return _header(chunk.folder / file, chunk.encodings[row], shown)
+
+    return chunk.start, in_threads(header, range(len(chunk.files)), threads_for(chunk.folder))
 
 
-def _header(path: Path, encoding: MapEncoding, picture: Path | None = None) -> MapHeader:
+def _header(path: Location, encoding: MapEncoding, picture: Location | None = None) -> MapHeader:
     try:
-        data = path.read_bytes()
+        data = content(path)
     except FileNotFoundError:
         return MapHeader(fault=(check.MAP_MISSING.number, "is missing"))
     except OSError as fault:
-        return MapHeader(fault=(check.MAP_UNREADABLE.number, f"cannot be read ({fault.strerror})"))
+        return MapHeader(fault=(check.MAP_UNREADABLE.number, f"cannot be read ({reason_of(fault)})"))
     digest = hashlib.sha256(data).hexdigest()
     try:
         size = map_size(data, encoding)
@@ -148,11 +157,12 @@ def findings_of(chunk: MapChunk) -> MapFindings:
 
     spec = RuleSpec.make("pixel-ratio")
     faults, strange, empty = [], [], []
-    for image, file in enumerate(chunk.maps.files):
-        if not file:
-            continue
+    images = [image for image, file in enumerate(chunk.maps.files) if file]
+    files = contents(chunk.maps.folder / chunk.maps.files[image] for image in images)
+    for image, data in zip(images, files, strict=True):
+        size = int(chunk.widths[image]), int(chunk.heights[image])
         try:
-            values, unseen = check_map(chunk.maps, image, (int(chunk.widths[image]), int(chunk.heights[image])), spec)
+            values, unseen = check_map(chunk.maps, image, data, size, spec)
         except MapFileError as fault:
             faults.append((chunk.start + image, fault.kind.number, fault.problem))
         else:
@@ -161,7 +171,7 @@ def findings_of(chunk: MapChunk) -> MapFindings:
     return MapFindings(tuple(faults), tuple(strange), tuple(empty))
 
 
-def largest_value(folder: Path, files: Sequence[str], ignored: Sequence[int], run: Run) -> int:
+def largest_value(folder: Location, files: Sequence[str], ignored: Sequence[int], run: Run) -> int:
     """The largest value that is not ignored in n class maps; those that cannot be read are passed over. -1: none."""
     chunks = (
         (folder.absolute(), files[start : start + _CHUNK], tuple(ignored)) for start in range(0, len(files), _CHUNK)
@@ -169,15 +179,16 @@ def largest_value(folder: Path, files: Sequence[str], ignored: Sequence[int], ru
     return max(run("tokenlabels.sources.map_check:largest_of", chunks), default=-1)
 
 
-def largest_of(chunk: tuple[Path, Sequence[str], tuple[int, ...]]) -> int:
+def largest_of(chunk: tuple[Location, Sequence[str], tuple[int, ...]]) -> int:
     """Task of `largest_value`."""
     folder, files, ignored = chunk
     seen = np.zeros(256, np.int64)
-    for file in files:
+    for data in contents(folder / file for file in files):
         try:
-            data = (folder / file).read_bytes()
+            if isinstance(data, OSError):
+                continue
             seen += np.bincount(read_map(data, "class", map_size(data, "class")).ravel(), minlength=256)
-        except (OSError, MapFileError):
+        except MapFileError:
             continue
     seen[list(ignored)] = 0
     return int(np.flatnonzero(seen).max(initial=-1))
@@ -186,6 +197,6 @@ def largest_of(chunk: tuple[Path, Sequence[str], tuple[int, ...]]) -> int:
 def listing_digest(entries: Iterable[tuple[str, str]]) -> str:
     """Hex sha256 over (name, sha256 of the content) of many files, in order."""
     digest = hashlib.sha256()
-    for name, content in entries:
-        digest.update(f"{content} {name}\n".encode())
+    for name, found in entries:
+        digest.update(f"{found} {name}\n".encode())
     return digest.hexdigest()

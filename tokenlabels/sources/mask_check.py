@@ -1,6 +1,6 @@
 """One chunk of raw COCO segmentations, checked: what a worker does before anything is built.
 
-Plain polygons stay JSON text, which the compiled kernels read themselves. The rest (run lengths, unusual numbers) is
+Plain polygons and plain compressed run lengths stay JSON text, which the compiled kernels read themselves. The rest is
 decoded here. Format: https://cocodataset.org/#format-data and the comments of pycocotools' `maskApi.h`.
 """
 
@@ -20,6 +20,7 @@ from tokenlabels.check import Kind
 from tokenlabels.kernel import kernel
 from tokenlabels.polygon_text import parse_polygons
 from tokenlabels.raster import LATTICE, count_crossings
+from tokenlabels.rle_text import BRACE, parse_rle
 from tokenlabels.sources.coco_json import lenient_loads
 from tokenlabels.sources.masks import CheckedMasks, MaskChunk
 
@@ -53,7 +54,7 @@ def check_masks(chunk: MaskChunk) -> CheckedMasks:
     spans = np.stack([ends - chunk.lengths, ends], axis=1)
     plain = np.zeros(len(ends), np.bool_)
     if chunk.rasterizer == "kernel":
-        _scan(np.frombuffer(bytearray(chunk.text), np.uint8), spans, chunk.widths, plain)
+        _scan(np.frombuffer(bytearray(chunk.text), np.uint8), spans, chunk.widths, chunk.heights, plain)
     kinds = np.full(len(ends), MASK_TEXT, np.uint8)
     usable = np.ones(len(ends), np.bool_)
     numbers, counts = _Pool(np.float64), _Pool(np.int64)
@@ -103,15 +104,22 @@ class _Pool:
 
 @kernel
 def _scan(
-    text: NDArray[np.uint8], spans: NDArray[np.int64], widths: NDArray[np.int32], plain: NDArray[np.bool_]
+    text: NDArray[np.uint8],
+    spans: NDArray[np.int64],
+    widths: NDArray[np.int32],
+    heights: NDArray[np.int32],
+    plain: NDArray[np.bool_],
 ) -> None:
-    """Set `plain[k]` where mask k is text that `parse_polygons` takes and that has no absurd count of crossings."""
+    """Set `plain[k]` where mask k is text that `parse_rle` takes, or `parse_polygons` and without absurd crossings."""
     longest = np.int64(0)
     for k in range(len(spans)):
         longest = max(longest, spans[k, 1] - spans[k, 0])
     room = longest // 2 + 1
     xy, ring_stops = np.empty(room, np.float64), np.empty(room // 6 + 1, np.int64)
     for k in range(len(spans)):
+        if spans[k, 1] > spans[k, 0] and text[spans[k, 0]] == BRACE:
+            plain[k] = len(parse_rle(text, spans[k, 0], spans[k, 1], widths[k], heights[k])) > 0
+            continue
         rings = parse_polygons(text, spans[k, 0], spans[k, 1], xy, ring_stops)
         plain[k] = rings > 0
         if rings > 0 and (ring_stops[rings - 1] // 2) * np.int64(widths[k]) > MAX_CROSSINGS:

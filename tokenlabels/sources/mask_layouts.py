@@ -14,11 +14,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenlabels.errors import AnnotationFileError, ParameterError, TokenLabelsError
 from tokenlabels.images import IMAGE_SUFFIXES
 from tokenlabels.sources.names import split_name
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, files_below, globbed, is_folder, same_place
+from tokenlabels.store_faults import reason_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _TRAIN_IDS = "_labelTrainIds.png"
 _MAX_LIST_BYTES = 256 << 20
@@ -37,10 +43,10 @@ class MaskFolder:
     """
 
     name: str
-    images: Path | None
-    masks: Path
+    images: Location | None
+    masks: Location
     suffix: str = ".png"
-    listed: Path | None = None
+    listed: Location | None = None
 
     @property
     def has_train_ids(self) -> bool:
@@ -73,7 +79,7 @@ class MaskPair:
     image: str
 
 
-def find_layout(root: Path, splits: Sequence[str] = ()) -> MaskLayout | None:
+def find_layout(root: Location, splits: Sequence[str] = ()) -> MaskLayout | None:
     """The official layout of a folder, of some splits or all (a list `trainval` only where it is alone or named).
 
     Returns:
@@ -83,7 +89,7 @@ def find_layout(root: Path, splits: Sequence[str] = ()) -> MaskLayout | None:
         TokenLabelsError: no such folder; or it has a layout, but not such a split; or two of its splits would have the
             same name.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --masks.")
     layout = _by_lists(root) or _by_folders(root)
     if layout is None:
@@ -99,41 +105,44 @@ def find_layout(root: Path, splits: Sequence[str] = ()) -> MaskLayout | None:
     return replace(layout, folders=tuple(known[split] for split in dict.fromkeys(wanted)))
 
 
-def _by_lists(root: Path) -> MaskLayout | None:
+def _by_lists(root: Location) -> MaskLayout | None:
     for masks, lists, card in (
         ("SegmentationClassContext", "SegmentationContext", "pascal-context"),
         ("SegmentationClass", "Segmentation", "voc"),
     ):
-        if (root / masks).is_dir() and (root / "JPEGImages").is_dir():
+        if is_folder(root / masks) and is_folder(root / "JPEGImages"):
             folders = tuple(
                 MaskFolder(split_name(path.stem), root / "JPEGImages", root / masks, listed=path)
-                for path in sorted((root / "ImageSets" / lists).glob("*.txt"))
+                for path in globbed(root / "ImageSets" / lists, "*.txt")
             )
             if folders:
                 return MaskLayout(folders, card)
     return None
 
 
-def _by_folders(root: Path) -> MaskLayout | None:
-    for masks, images in (("annotations", "images"), ("stuffthingmaps_trainval2017", "."), ("stuffthingmaps", ".")):
+def _by_folders(root: Location) -> MaskLayout | None:
+    for masks, images in (("annotations", "images"), ("stuffthingmaps_trainval2017", ""), ("stuffthingmaps", "")):
         names = sorted(
             path.name
-            for path in (root / masks).glob("*")
-            if path.is_dir() and (root / images / path.name).is_dir() and not path.name.startswith("panoptic")
+            for path in globbed(root / masks, "*")
+            if is_folder(path)
+            and is_folder((root / images if images else root) / path.name)
+            and not path.name.startswith("panoptic")
         )
         if not names:
             continue
-        suffix = _TRAIN_IDS if any((root / masks).glob(f"*/*{_TRAIN_IDS}")) else ".png"
+        suffix = _TRAIN_IDS if globbed(root / masks, f"*/*{_TRAIN_IDS}") else ".png"
         stuff = any(name.endswith(("2017", "2014")) for name in names)
         card = "coco-stuff" if stuff else "ade20k" if set(names) & {"training", "validation"} else None
         folders = tuple(
-            MaskFolder(split_name(name), root / images / name, root / masks / name, suffix) for name in names
+            MaskFolder(split_name(name), (root / images if images else root) / name, root / masks / name, suffix)
+            for name in names
         )
         return MaskLayout(folders, card, suffix == _TRAIN_IDS)
     return None
 
 
-def side_by_side(images: Path | None, masks: Path, splits: Sequence[str], suffix: str) -> MaskFolder:
+def side_by_side(images: Location | None, masks: Location, splits: Sequence[str], suffix: str) -> MaskFolder:
     """Two folders as one split, called by `splits` (one name at most), else by the folder of the masks.
 
     Raises:
@@ -143,7 +152,7 @@ def side_by_side(images: Path | None, masks: Path, splits: Sequence[str], suffix
     if len(splits) > 1:
         raise ParameterError("--masks is one split: give --split once at most, to name it.")
     for folder, option in ((masks, "masks"), (images, "images")):
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not is_folder(folder):
             raise TokenLabelsError(f"{folder}: no such folder: name the folder of the {option} with --{option}.")
     return MaskFolder(split_name(splits[0] if splits else masks.resolve().name), images, masks, suffix)
 
@@ -161,7 +170,7 @@ def find_pairs(folder: MaskFolder) -> tuple[list[MaskPair], list[str]]:
             f"{folder.masks}: holds no *{folder.suffix}: name the folder of the masks with --masks, and the end of "
             "their names with --mask-suffix."
         )
-    together = folder.images is not None and folder.images.resolve() == folder.masks.resolve()
+    together = folder.images is not None and same_place(folder.images, folder.masks)
     pictures: dict[str, str] = {}
     for name in _files(folder.images, besides=folder.masks) if folder.images is not None else ():
         stem, suffix = os.path.splitext(name)  # noqa: PTH122  of a text with `/`, not of a path
@@ -181,22 +190,23 @@ def find_pairs(folder: MaskFolder) -> tuple[list[MaskPair], list[str]]:
     return [MaskPair(image_id, masks[image_id], pictures.get(image_id, "")) for image_id in wanted], lonely
 
 
-def _listed(path: Path) -> list[str]:
+def _listed(path: Location) -> list[str]:
     try:
-        if path.stat().st_size > _MAX_LIST_BYTES:
+        data = content(path, _MAX_LIST_BYTES + 1)
+        if len(data) > _MAX_LIST_BYTES:
             raise AnnotationFileError(path, "is too large for a list of ids.")
-        ids = {line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""}
+        ids = {line.strip() for line in data.decode("utf-8-sig").splitlines()} - {""}
     except UnicodeDecodeError:
         raise AnnotationFileError(path, "is no UTF-8 text: a list has one id a line.") from None
     except OSError as fault:
-        raise AnnotationFileError(path, f"cannot be read ({fault.strerror}).") from None
+        raise AnnotationFileError(path, f"cannot be read ({reason_of(fault)}).") from None
     strange = sorted(image_id for image_id in ids if not is_inside(image_id))
     if strange or not ids:
         raise AnnotationFileError(path, f"lists {strange[0][:200]!r}, which is no id." if strange else "is empty.")
     return sorted(ids)
 
 
-def _files(folder: Path, *, besides: Path | None) -> Iterator[str]:
+def _files(folder: Location, *, besides: Location | None) -> Iterator[str]:
     """Every file below a folder but hidden ones and those in another folder that lies in it, relative with `/`.
 
     Links to folders are not followed.
@@ -204,6 +214,9 @@ def _files(folder: Path, *, besides: Path | None) -> Iterator[str]:
     Raises:
         TokenLabelsError: a name is no UTF-8 text.
     """
+    if not isinstance(folder, Path):
+        yield from _stored_files(folder, besides)
+        return
     other = None if besides is None else besides.resolve()
     for path, folders, names in os.walk(folder):
         below = Path(path).relative_to(folder).as_posix()
@@ -220,3 +233,14 @@ def _files(folder: Path, *, besides: Path | None) -> Iterator[str]:
             except UnicodeEncodeError:
                 raise TokenLabelsError(f"{folder}: {found!a} has a name that is no UTF-8 text: rename it.") from None
             yield found
+
+
+def _stored_files(folder: Location, besides: Location | None) -> Iterator[str]:
+    """`_files` of a store."""
+    inner = None
+    if besides is not None and not same_place(folder, besides) and besides.is_relative_to(folder):  # type: ignore[arg-type]
+        inner = besides.relative_to(folder).as_posix() + "/"  # type: ignore[arg-type]
+    for name in files_below(folder):
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and not (inner and name.startswith(inner)):
+            yield name

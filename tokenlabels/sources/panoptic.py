@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -38,6 +37,10 @@ from tokenlabels.sources.coco_json import CategoryEntry, EntryId, ImageEntry, In
 from tokenlabels.sources.maps import checked_maps
 from tokenlabels.sources.names import split_name
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import globbed, is_file, is_folder, names_in
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Stuff: TypeAlias = Literal["foreground", "background"]
 
@@ -91,7 +94,7 @@ class PanopticSource:
         stuff: whether stuff is foreground or background; things always are foreground.
     """
 
-    files: tuple[tuple[str, Path, Path, Path], ...]
+    files: tuple[tuple[str, Location, Location, Location], ...]
     stuff: Stuff = "background"
     format: str = "semantic"
     default_rule: RuleName = "pixel-ratio"
@@ -103,11 +106,11 @@ class PanopticSource:
     @classmethod
     def locate(
         cls,
-        root: Path | None = None,
+        root: Location | None = None,
         *,
-        annotations: Path | None = None,
-        masks: Path | None = None,
-        images: Path | None = None,
+        annotations: Location | None = None,
+        masks: Location | None = None,
+        images: Location | None = None,
         splits: Sequence[str] = (),
         stuff: str = "background",
     ) -> PanopticSource:
@@ -134,9 +137,7 @@ class PanopticSource:
             )
             return cls((entry,), stuff)  # type: ignore[arg-type]
         assert root is not None
-        found = {
-            path.stem.removeprefix(_PREFIX): path for path in sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
-        }
+        found = {path.stem.removeprefix(_PREFIX): path for path in globbed(root / "annotations", f"{_PREFIX}*.json")}
         for split in splits:
             if split not in found:
                 raise TokenLabelsError(
@@ -153,9 +154,13 @@ class PanopticSource:
 
     def input_bytes(self, *, masks: bool) -> int:  # noqa: ARG002  masks are all there is
         """See `Source`."""
-        return sum(sum(1 for _ in folder.iterdir()) for _, _, folder, _ in self.files if folder.is_dir()) * _MASK_COST
+        return sum(len(names_in(folder)) for _, _, folder, _ in self.files if is_folder(folder)) * _MASK_COST
 
-    def image_folders(self) -> dict[str, Path]:
+    def places(self) -> Sequence[Location]:
+        """See `Source`."""
+        return [place for _, *places in self.files for place in places]
+
+    def image_folders(self) -> dict[str, Location]:
         """See `Source`."""
         return {name: images for name, _, _, images in self.files}
 
@@ -184,14 +189,16 @@ class PanopticSource:
         return Dataset(self.format, tuple(splits), tuple(table.values()), foreground)
 
 
-def _entry(name: str, annotations: Path, masks: Path | None, images: Path) -> tuple[str, Path, Path, Path]:
+def _entry(
+    name: str, annotations: Location, masks: Location | None, images: Location
+) -> tuple[str, Location, Location, Location]:
     """An entry of `PanopticSource.files`.
 
     Raises:
         TokenLabelsError: there is a file, but no folder of PNGs.
     """
     folder = masks or annotations.with_suffix("")
-    if annotations.is_file() and not folder.is_dir():
+    if is_file(annotations) and not is_folder(folder):
         raise TokenLabelsError(f"{folder}: no such folder: unpack the PNGs there, or name their folder with --masks.")
     return split_name(name), annotations, folder, images
 
@@ -217,7 +224,7 @@ def _with_count(split: Split, count: int) -> Split:
     return replace(split, records=replace(split.records, maps=maps))
 
 
-def _decoded(data: memoryview, path: Path) -> _Document:
+def _decoded(data: memoryview, path: Location) -> _Document:
     try:
         try:
             return msgspec.json.decode(data, type=_Document)
@@ -235,7 +242,7 @@ def _decoded(data: memoryview, path: Path) -> _Document:
         raise AnnotationFileError(path, "is nested too deeply to be a COCO file.") from None
 
 
-def _to_records(document: _Document, path: Path, masks: Path, reading: Reading, log: FindingLog) -> Records:
+def _to_records(document: _Document, path: Location, masks: Location, reading: Reading, log: FindingLog) -> Records:
     """Columns of the images that have an annotation, in file order, and of their segments.
 
     An image with a segment that cannot be used is left out: what its pixels are, nobody can say.
@@ -308,7 +315,7 @@ def _repeated(rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.boo
 
 
 def _usable_images(
-    document: _Document, by_image: dict[str, _Annotation], path: Path, log: FindingLog
+    document: _Document, by_image: dict[str, _Annotation], path: Location, log: FindingLog
 ) -> list[ImageEntry]:
     """The images with a usable size and an annotation; an image without one is reported and left out."""
     kept: list[ImageEntry] = []

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +31,10 @@ from tokenlabels.sources.map_check import MapHeader, largest_value, listing_dige
 from tokenlabels.sources.maps import checked_maps
 from tokenlabels.sources.mask_layouts import MaskFolder, MaskPair, find_pairs
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import is_folder, names_in
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _MASK_COST = 12_000
 """Bytes of JSON that decoding a mask takes as long as."""
@@ -75,11 +78,14 @@ class SemanticSource:
 
     def input_bytes(self, *, masks: bool) -> int:  # noqa: ARG002  masks are all there is
         """See `Source`."""
-        return sum(sum(1 for _ in folder.masks.iterdir()) for folder in self.folders if folder.masks.is_dir()) * (
-            _MASK_COST
-        )
+        return sum(len(names_in(folder.masks)) for folder in self.folders if is_folder(folder.masks)) * _MASK_COST
 
-    def image_folders(self) -> dict[str, Path]:
+    def places(self) -> Sequence[Location]:
+        """See `Source`."""
+        named = [(folder.images, folder.masks, folder.listed) for folder in self.folders]
+        return [place for places in named for place in places if place is not None]
+
+    def image_folders(self) -> dict[str, Location]:
         """See `Source`."""
         return {folder.name: folder.images for folder in self.folders if folder.images is not None}
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenlabels.annotations import Category
 from tokenlabels.errors import ParameterError, TokenLabelsError
@@ -15,6 +16,10 @@ from tokenlabels.sources.class_list import read_class_list
 from tokenlabels.sources.mask_layouts import MaskFolder, MaskLayout, find_layout, side_by_side
 from tokenlabels.sources.panoptic import PanopticSource
 from tokenlabels.sources.semantic import SemanticSource
+from tokenlabels.storage import globbed, is_file, located
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 DEFAULT_IGNORE: tuple[int, ...] = (255,)
 DEFAULT_BACKGROUND: tuple[int, ...] = (0,)
@@ -64,11 +69,11 @@ def data_card_names() -> tuple[str, ...]:
 
 
 def locate_semantic(
-    root: Path | None,
+    root: Location | None,
     *,
-    annotations: Path | None,
-    images: Path | None,
-    masks: Path | None,
+    annotations: Location | None,
+    images: Location | None,
+    masks: Location | None,
     splits: Sequence[str],
     class_list: str | None,
     options: SemanticOptions,
@@ -112,8 +117,8 @@ def locate_semantic(
     return _source(layout, class_list, options)
 
 
-def _has_panoptic(root: Path) -> bool:
-    return any((root / "annotations").glob("panoptic_*.json"))
+def _has_panoptic(root: Location) -> bool:
+    return bool(globbed(root / "annotations", "panoptic_*.json"))
 
 
 def _refuse_for_panoptic(class_list: str | None, options: SemanticOptions) -> None:
@@ -128,7 +133,7 @@ def _refuse_for_panoptic(class_list: str | None, options: SemanticOptions) -> No
 
 
 def _source(layout: MaskLayout, class_list: str | None, options: SemanticOptions) -> SemanticSource:
-    file = Path(class_list) if class_list is not None and Path(class_list).is_file() else None
+    file = located(class_list) if class_list is not None and is_file(located(class_list)) else None
     name = layout.card if file or class_list is None else class_list
     card = None if name is None else _card(name)
     categories: tuple[Category, ...] | None = None
@@ -174,4 +179,4 @@ def _meanings(card: KnownDataset, *, train_ids: bool) -> tuple[Category, ...]:
 def _own_list(folder: MaskFolder) -> tuple[Category, ...] | None:
     """`labelmap.txt` of a VOC folder."""
     path = folder.masks.parent / "labelmap.txt"
-    return read_class_list(path) if path.is_file() else None
+    return read_class_list(path) if is_file(path) else None

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,12 @@ from tokenlabels.sources.map_check import listing_digest
 from tokenlabels.sources.maps import checked_maps, checked_mask_files
 from tokenlabels.sources.names import split_name
 from tokenlabels.sources.voc_lists import ImageSet, find_lists, read_list
-from tokenlabels.sources.voc_xml import VocImage, VocObject, XmlFileError, parse_voc_xml, read_xml
+from tokenlabels.sources.voc_xml import MAX_BYTES, VocImage, VocObject, XmlFileError, parse_voc_xml
+from tokenlabels.storage import contents, globbed, is_file, is_folder, located, names_in
+from tokenlabels.store_faults import reason_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 VOC_NAMES = (
     "aeroplane",
@@ -91,15 +96,15 @@ class VocSource:
         class_list: file with the categories; None: `labelmap.txt` there, or the official ones, or those of the XML.
     """
 
-    root: Path
+    root: Location
     splits: tuple[str, ...] = ()
-    class_list: Path | None = None
+    class_list: Location | None = None
     format: str = "voc"
     default_rule: RuleName = "overlap"
 
     @classmethod
     def locate(
-        cls, root: Path | None = None, *, splits: Sequence[str] = (), class_list: Path | None = None
+        cls, root: Location | None = None, *, splits: Sequence[str] = (), class_list: Location | None = None
     ) -> VocSource:
         """Find the folder.
 
@@ -113,19 +118,25 @@ class VocSource:
             TokenLabelsError: nothing there.
         """
         root = root or _default_root()
-        if not root.is_dir():
+        if not is_folder(root):
             raise TokenLabelsError(f"{root}: no such folder: name the data set's folder with --root, or try --sample.")
-        if not (root / _XML).is_dir():
-            inner = sorted(path.parent for pattern in _NEARBY for path in root.glob(pattern) if path.is_dir())
+        if not is_folder(root / _XML):
+            inner = sorted(
+                str(path.parent) for pattern in _NEARBY for path in _nearby(root, pattern) if is_folder(path)
+            )
             hint = f": did you mean {inner[-1]}?" if inner else ": name the folder that holds Annotations."
             raise TokenLabelsError(f"{root}: no folder {_XML} in it, so this is no VOC data set{hint}")
         return cls(root, tuple(dict.fromkeys(splits)), class_list)
 
     def input_bytes(self, *, masks: bool) -> int:
         """See `Source`."""
-        return sum(1 for _ in os.scandir(self.root / _CLASSES)) * _MASK_COST if masks and self._has(_CLASSES) else 0
+        return len(names_in(self.root / _CLASSES)) * _MASK_COST if masks and self._has(_CLASSES) else 0
 
-    def image_folders(self) -> dict[str, Path]:
+    def places(self) -> Sequence[Location]:
+        """See `Source`."""
+        return [self.root, *([self.class_list] if self.class_list else [])]
+
+    def image_folders(self) -> dict[str, Location]:
         """See `Source`."""
         return {split_name(found.name): self.root / _IMAGES for found in find_lists(self.root, self.splits, "Main")}
 
@@ -134,7 +145,7 @@ class VocSource:
         return {}
 
     def _has(self, folder: str) -> bool:
-        return (self.root / folder).is_dir()
+        return is_folder(self.root / folder)
 
     def read(self, reading: Reading, log: FindingLog) -> Dataset:
         """See `Source`."""
@@ -165,10 +176,10 @@ class VocSource:
         names = VOC_NAMES if named <= set(VOC_NAMES) else tuple(sorted(named))
         return tuple(Category(value, name) for value, name in enumerate(names, 1))
 
-    def _list(self) -> Path | None:
+    def _list(self) -> Location | None:
         """File with the categories."""
         own = self.root / _LABELMAP
-        return own if self.class_list is None and own.is_file() else self.class_list
+        return own if self.class_list is None and is_file(own) else self.class_list
 
     def _split(self, part: _Part, categories: tuple[Category, ...], reading: Reading, log: FindingLog) -> Split:
         everything, usable = _to_records(part, categories, log)
@@ -177,11 +188,12 @@ class VocSource:
         split = Split(split_name(part.chosen.name), records, self.root / _IMAGES, file, complete=False)
         if reading.masks:
             segments = Segments(everything.offsets, everything.ids, everything.categories, everything.crowd, usable)
-            split = self._with_maps(split, part, categories, segments, reading, log)
+            split = self._with_maps(split, records, part, categories, segments, reading, log)
         elif self._has(_OBJECTS) or self._has(_CLASSES):
             self._report_missing_masks(split, part, log)
         if reading.embed_masks:
             present = _names(self.root / _CLASSES)
+            assert isinstance(split.records, Records)
             names = [f"{image_id}.png" for image_id in split.records.image_ids]
             files = [f"{_CLASSES}/{name}" if name in present else "" for name in names]
             split = replace(split, masks=self.root, mask_fill=_VOID, records=replace(split.records, mask_files=files))
@@ -191,6 +203,7 @@ class VocSource:
     def _with_maps(
         self,
         split: Split,
+        records: Records,
         part: _Part,
         categories: tuple[Category, ...],
         segments: Segments,
@@ -201,7 +214,6 @@ class VocSource:
 
         `segments` are all objects of the XML, those too that were left out: their pixels are not foreground.
         """
-        records = split.records
         files, encodings = [], []
         present = {folder: _names(self.root / folder) for folder in (_OBJECTS, _CLASSES)}
         for image_id in records.image_ids:
@@ -230,11 +242,16 @@ def _segmented(part: _Part) -> set[str]:
     return {image.image_id for image in part.images if image.segmented}
 
 
-def _default_root() -> Path:
+def _nearby(root: Location, pattern: str) -> list[Location]:
+    """Paths by a pattern; stores know no folder above."""
+    return globbed(root, pattern) if isinstance(root, Path) or not pattern.startswith("..") else []
+
+
+def _default_root() -> Location:
     given = os.environ.get("VOC_ROOT")
-    candidates = [Path(), *([Path(given)] if given else []), Path("VOCdevkit/VOC2012")]
+    candidates: list[Location] = [Path(), *([located(given)] if given else []), Path("VOCdevkit/VOC2012")]
     for candidate in candidates:
-        if (candidate / _XML).is_dir():
+        if is_folder(candidate / _XML):
             return candidate
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise TokenLabelsError(
@@ -242,10 +259,9 @@ def _default_root() -> Path:
     )
 
 
-def _names(folder: Path) -> frozenset[str]:
+def _names(folder: Location) -> frozenset[str]:
     try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
+        return frozenset(names_in(folder))
     except OSError:
         return frozenset()
 
@@ -271,23 +287,24 @@ class _Part:
     sha256: str
 
 
-def _read_images(root: Path, chosen: ImageSet, reading: Reading, log: FindingLog) -> _Part:
+def _read_images(root: Location, chosen: ImageSet, reading: Reading, log: FindingLog) -> _Part:
     reading.progress(f"reading {chosen.name}")
     image_ids, listing = read_list(chosen, log)
     if reading.limit is not None:
         image_ids = image_ids[: reading.limit]
     images, sizes, digests, total = [], [], [], len(listing)
-    for image_id in image_ids:
-        path = root / _XML / f"{image_id}.xml"
+    files = contents((root / _XML / f"{image_id}.xml" for image_id in image_ids), MAX_BYTES + 1)
+    for image_id, data in zip(image_ids, files, strict=True):
         try:
-            data = read_xml(path)
+            if isinstance(data, OSError):
+                raise data
             image = parse_voc_xml(data, image_id)
         except FileNotFoundError:
             message = f"image {image_id} is listed, but there is no {_XML}/{image_id}.xml: add it, or mend the list."
             log.add(check.XML_MISSING, chosen.file, message, image_id=image_id)
             continue
         except (OSError, XmlFileError) as fault:
-            reason = getattr(fault, "strerror", None) or str(fault)
+            reason = reason_of(fault)
             log.add(check.XML_UNREADABLE, f"{_XML}/{image_id}.xml", f"image {image_id}: {reason}.", image_id=image_id)
             continue
         size = _size_of(image, root, log)
@@ -295,14 +312,14 @@ def _read_images(root: Path, chosen: ImageSet, reading: Reading, log: FindingLog
             continue
         images.append(image)
         sizes.append(size)
-        digests.append((path.name, hashlib.sha256(data).hexdigest()))
+        digests.append((f"{image_id}.xml", hashlib.sha256(data).hexdigest()))
         total += len(data)
     digest = listing_digest([(chosen.file, hashlib.sha256(listing).hexdigest()), *digests])
     widths, heights = np.array(sizes, np.int32).reshape(-1, 2).T
     return _Part(chosen, tuple(images), widths, heights, total, digest)
 
 
-def _size_of(image: VocImage, root: Path, log: FindingLog) -> tuple[int, int] | None:
+def _size_of(image: VocImage, root: Location, log: FindingLog) -> tuple[int, int] | None:
     """(width, height), from the picture where the XML does not say; None, reported, where neither does."""
     fine = 1 <= image.width <= MAX_IMAGE_SIDE and 1 <= image.height <= MAX_IMAGE_SIDE
     if fine and image.width * image.height <= MAX_IMAGE_PIXELS:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenlabels import check
 from tokenlabels.check import FindingLog
 from tokenlabels.errors import AnnotationFileError, TokenLabelsError
 from tokenlabels.sources.paths import is_inside
+from tokenlabels.storage import content, globbed
+from tokenlabels.store_faults import reason_of
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 _SETS = "ImageSets"
 _KINDS = ("Main", "Segmentation")
@@ -30,7 +35,7 @@ class ImageSet:
 
     name: str
     kind: str
-    path: Path
+    path: Location
     everything: bool = False
 
     @property
@@ -40,7 +45,7 @@ class ImageSet:
 
 
 def find_lists(
-    root: Path, splits: Sequence[str], kind: str, note: Callable[[str], None] = lambda _text: None
+    root: Location, splits: Sequence[str], kind: str, note: Callable[[str], None] = lambda _text: None
 ) -> list[ImageSet]:
     """The lists to read.
 
@@ -81,15 +86,14 @@ def find_lists(
     return found
 
 
-def _lists(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+def _lists(folder: Location) -> dict[str, Location]:
+    return {path.stem: path for path in globbed(folder, "*.txt")}
 
 
-def _is_split(path: Path) -> bool:
+def _is_split(path: Location) -> bool:
     """Whether a list is that of a split: neither of one class nor empty."""
     try:
-        with path.open("rb") as file:
-            whole_lines, _, rest = file.read(_BEGINNING).decode("utf-8", "replace").rpartition("\n")
+        whole_lines, _, rest = content(path, _BEGINNING).decode("utf-8", "replace").rpartition("\n")
     except OSError:
         return True  # reading it will say why
     entries = _entries(whole_lines or rest)
@@ -120,7 +124,7 @@ def read_list(chosen: ImageSet, log: FindingLog) -> tuple[list[str], bytes]:
         AnnotationFileError: it cannot be read, or holds nothing.
     """
     if chosen.everything:
-        names = sorted(path.stem for path in chosen.path.glob("*.xml"))
+        names = sorted(path.stem for path in globbed(chosen.path, "*.xml"))
         if not names:
             raise AnnotationFileError(chosen.path, "holds no XML files: name another --root.")
         foreign = [name for name in names if not _is_text(name)]
@@ -129,14 +133,14 @@ def read_list(chosen: ImageSet, log: FindingLog) -> tuple[list[str], bytes]:
         names = [name for name in names if name not in foreign]
         return names, "\n".join(names).encode()
     try:
-        if chosen.path.stat().st_size > _MAX_BYTES:
+        data = content(chosen.path, _MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
             raise AnnotationFileError(chosen.path, f"is larger than {_MAX_BYTES >> 20} MiB: this is no list of ids.")
-        data = chosen.path.read_bytes()
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise AnnotationFileError(chosen.path, "is no UTF-8 text: a list has one id a line.") from None
     except OSError as fault:
-        raise AnnotationFileError(chosen.path, f"cannot be read ({fault.strerror}).") from None
+        raise AnnotationFileError(chosen.path, f"cannot be read ({reason_of(fault)}).") from None
     ids: dict[str, None] = {}
     for image_id, flag in _entries(text):
         if flag == "-1":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 16 << 20
@@ -69,26 +68,14 @@ class _NoDocumentType(ElementTree.TreeBuilder):
         raise XmlFileError("has a document type (DOCTYPE), which may hold entities: it is not read; remove it")
 
 
-def read_xml(path: Path) -> bytes:
-    """The content of an annotation file.
+def parse_voc_xml(data: bytes, image_id: str) -> VocImage:
+    """Read one annotation, of which more than `MAX_BYTES` need not be there to be refused.
 
     Raises:
-        OSError: it cannot be read.
-        XmlFileError: it is absurdly large.
+        XmlFileError: absurdly large, no XML, not an annotation, or with a document type.
     """
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise XmlFileError(f"is larger than {MAX_BYTES >> 20} MiB: this is no annotation of one image")
-    return data
-
-
-def parse_voc_xml(data: bytes, image_id: str) -> VocImage:
-    """Read one annotation.
-
-    Raises:
-        XmlFileError: no XML, not an annotation, or with a document type.
-    """
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDocumentType()))  # noqa: S314  see above
     except ElementTree.ParseError as fault:
