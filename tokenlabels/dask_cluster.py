@@ -5,78 +5,99 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from typing import Any
 from urllib.parse import urlsplit
 
 from tokenlabels.errors import ParameterError, SchedulerError
-from tokenlabels.fork_server import ForkServer
+from tokenlabels.fork_server import ForkServer, end_with_parent, interrupts_wait
 
 CONNECT_SECONDS = 10.0
 _GREETING = b"pickle-protocol"
+_PATIENT = {"distributed.comm.timeouts.connect": "300s"}
+"""While this process decodes a large file its scheduler does not answer."""
 
 
 class OwnCluster:
-    """A cluster of this machine: its scheduler in a thread of this process, workers from a fork server."""
+    """A cluster of this machine: its scheduler in a thread of this process, workers of one thread from a fork server.
+
+    Not a `LocalCluster` with workers of its own: its nannies cannot be ended at once, nor while they start.
+    """
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._fork_server = ForkServer("distributed")
+        self._count = workers
+        self._workers: list[BaseProcess] = []
+        self._fork_server = ForkServer("distributed", __name__)
         self._stack = contextlib.ExitStack()
-        self._cluster: Any = None
+        self._ended = False
+        self.address = ""
 
     def start(self) -> Any:
         """Start everything, which may take seconds; returns a client."""
         import dask
 
         distributed: Any = import_module("distributed")  # its classes have no types
-        method = self._fork_server.context().get_start_method()
-        settings = {
-            "distributed.worker.multiprocessing-method": method,
-            "distributed.comm.timeouts.connect": "300s",  # decoding a large file lets the scheduler wait
-        }
-        self._stack.enter_context(dask.config.set(settings))
-        utils: Any = sys.modules["distributed.utils"]
-        self._stack.callback(setattr, utils, "_forkserver_preload_set", utils._forkserver_preload_set)
-        utils._forkserver_preload_set = True  # else it loads pandas, here and in the fork server
-        self._cluster = self._stack.enter_context(
+        self._stack.enter_context(dask.config.set(_PATIENT))
+        cluster = self._stack.enter_context(
             distributed.LocalCluster(
-                n_workers=self._workers,
-                threads_per_worker=1,
-                processes=True,
+                n_workers=0,
                 host="127.0.0.1",
                 dashboard_address=None,
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                memory_limit=0,
                 silence_logs=logging.CRITICAL + 1,
             )
         )
-        return distributed.Client(self._cluster, set_as_default=False)
+        self.address = cluster.scheduler_address
+        self._scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenlabels-"))
+        self.mend()
+        return distributed.Client(cluster, set_as_default=False)
 
-    @property
-    def address(self) -> str:
-        """Of the scheduler."""
-        return str(self._cluster.scheduler_address)
+    def mend(self) -> None:
+        """Start workers in place of those that have died."""
+        self._workers = [worker for worker in self._workers if worker.is_alive()]
+        context: Any = self._fork_server.context() if len(self._workers) < self._count else None
+        while len(self._workers) < self._count and not self._ended:
+            worker = context.Process(target=_serve, args=(self.address, self._scratch), daemon=True)
+            with interrupts_wait():
+                worker.start()
+            self._workers.append(worker)
 
     def kill(self) -> None:
-        """End the workers at once, whatever they are doing, and any that may still come."""
-        for nanny in list(self._cluster.workers.values()) if self._cluster else []:
-            pid = nanny.pid
-            nanny.close_gracefully()  # only says that it need not be replaced
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        """End the workers at once, whatever they are doing, and any that are still to come."""
+        self._ended = True
         self._fork_server.end()
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.join()
 
     def close(self) -> None:
-        """End what is left."""
+        """End everything."""
+        self.kill()
         self._stack.close()
-        self._fork_server.end()
+
+
+def _serve(address: str, scratch: str) -> None:
+    """Main function of a worker."""
+    import dask
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    with quiet(), dask.config.set(_PATIENT):
+        asyncio.run(_work(address, scratch))
+
+
+async def _work(address: str, scratch: str) -> None:
+    distributed: Any = import_module("distributed")
+    async with distributed.Worker(address, nthreads=1, memory_limit=0, local_directory=scratch) as worker:
+        await worker.finished()
 
 
 @contextlib.contextmanager

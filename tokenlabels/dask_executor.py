@@ -43,7 +43,7 @@ _WORKER_SECONDS = 60.0
 _END_SECONDS = 10.0
 """How long to wait for tasks that run when the build ends early; they do not commit any more."""
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.2
 _TASKS_PER_THREAD = 2
 """One runs, one waits: bounds what lies in the spool."""
 
@@ -182,6 +182,8 @@ class DaskExecutor:
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
+        if self._cluster is not None:
+            self._cluster.mend()
         if self._client.status != "running":
             raise self._gone()
         try:
@@ -191,9 +193,11 @@ class DaskExecutor:
         if self._threads_there:
             self._seen = now
         elif now - self._seen > self._worker_seconds:
+            where = self._address or "of this machine"
+            remedy = f"start some (dask worker {where})" if self._address else "see whether memory is short"
             raise SchedulerError(
-                f"the scheduler {self._address} has had no workers for {self._worker_seconds:.0f} s: start some "
-                f"(dask worker {self._address}) and run the same command again."
+                f"the Dask scheduler {where} has had no workers for {self._worker_seconds:.0f} s: {remedy} and run the "
+                "same command again."
             )
 
     def _gone(self) -> SchedulerError:
@@ -260,7 +264,7 @@ class DaskExecutor:
 
     def stop(self) -> None:
         """See `Executor`."""
-        self._end(kill=True)
+        self._end()
 
     def __enter__(self) -> DaskExecutor:
         return self
@@ -268,7 +272,7 @@ class DaskExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(kill=kind is not None)
+        self._end()
 
     def _end_run(self) -> None:
         """Take the lease away, wait until the tasks that still run have seen that, and remove the spool."""
@@ -285,13 +289,15 @@ class DaskExecutor:
         self._done = queue.SimpleQueue()
         self._spool.close()
 
-    def _end(self, *, kill: bool) -> None:
+    def _end(self) -> None:
         self._end_run()
         if self._starter is None:
             return
-        if self._cluster is not None and (kill or self._starter.is_alive()):
-            self._cluster.kill()
-        self._starter.join(_END_SECONDS)
+        deadline = time.monotonic() + (_END_SECONDS if self._address is None else 1.0)
+        while self._starter.is_alive() and time.monotonic() < deadline:
+            if self._cluster is not None:
+                self._cluster.kill()
+            self._starter.join(0.05)
         self._warming = []
         if self._client is not None:
             with contextlib.suppress(OSError, TimeoutError):

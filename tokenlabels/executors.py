@@ -7,8 +7,6 @@ results back in any order. That is the seam for other engines.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import threading
 import traceback
@@ -21,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tokenlabels.errors import TokenLabelsError, WorkerDiedError
-from tokenlabels.fork_server import ForkServer, interrupts_wait
+from tokenlabels.fork_server import ForkServer, end_with_parent, interrupts_wait
 from tokenlabels.threads import threads_of
 
 if TYPE_CHECKING:
@@ -242,16 +240,8 @@ def _died(worker: _Worker) -> WorkerDiedError:
 def _serve(connection: Connection[Any, Any]) -> None:
     """Main function of a worker: answer tasks until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, task = connection.recv()
             connection.send(outcome(function, task))
-
-
-def _end_with_parent() -> None:
-    """Ends this process at once when the parent is gone; the sentinel is a pipe that only the parent holds open."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

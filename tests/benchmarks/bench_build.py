@@ -147,10 +147,11 @@ def floor_seconds(annotations: Path) -> float:
     return float(answer.stdout)
 
 
-def build(annotations: Path, out: Path, rule: str, workers: int) -> dict[str, Any]:
+def build(annotations: Path, out: Path, rule: str, workers: int | None, *options: str) -> dict[str, Any]:
     """Run the command, whole process; wall seconds, stages and the largest PSS of the tree in bytes."""
     command = [sys.executable, "-m", "cli.tokenlabels", "build", "coco", "--annotations", str(annotations)]
-    command += ["--rule", rule, "--out", str(out), "--workers", str(workers), "--json"]
+    command += ["--rule", rule, "--out", str(out), "--json", *options]
+    command += [] if workers is None else ["--workers", str(workers)]
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     memory = TreeMemory(process.pid)

@@ -22,7 +22,6 @@ from voc_data import CAT, Photo, save_mask, write_voc
 
 import tokenlabels
 from tokenlabels import dask_cluster
-from tokenlabels.dask_cluster import OwnCluster
 from tokenlabels.dask_executor import DaskExecutor
 from tokenlabels.dask_worker import versions_here
 from tokenlabels.errors import OutputError, ParameterError, SchedulerError, TokenLabelsError, WorkerDiedError
@@ -36,21 +35,18 @@ SHARD_ROWS = 2
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[OwnCluster]:
-    """Two workers in processes of their own."""
-    own = OwnCluster(2)
-    client = own.start()
-    yield own
-    client.close()
-    own.kill()
-    own.close()
+def cluster() -> Iterator[str]:
+    """Address of a cluster with two workers in processes of their own, which nannies replace when they die."""
+    make: Any = distributed.LocalCluster
+    with make(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0) as found:
+        yield found.scheduler_address
 
 
 @pytest.fixture
-def client(cluster: OwnCluster) -> Iterator[Any]:
+def client(cluster: str) -> Iterator[Any]:
     """To tell the workers what to do."""
     connect: Any = distributed.Client
-    with connect(cluster.address, set_as_default=False) as found:
+    with connect(cluster, set_as_default=False) as found:
         yield found
 
 
@@ -71,8 +67,8 @@ def reference(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return contents(out)
 
 
-def on(cluster: OwnCluster, root: Path, out: Path, **options: Any) -> tokenlabels.Build:
-    return tokenlabels.build("coco", root=root, out=out, engine="dask", scheduler=cluster.address, **options)
+def on(cluster: str, root: Path, out: Path, **options: Any) -> tokenlabels.Build:
+    return tokenlabels.build("coco", root=root, out=out, engine="dask", scheduler=cluster, **options)
 
 
 class Meddling(Silent):
@@ -97,7 +93,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def interrupted(cluster: OwnCluster, root: Path, out: Path, **options: Any) -> None:
+def interrupted(cluster: str, root: Path, out: Path, **options: Any) -> None:
     """A build that Ctrl-C ends after the first task."""
     with pytest.raises(KeyboardInterrupt):
         on(cluster, root, out, progress=Meddling(interrupt), **options)
@@ -117,7 +113,7 @@ def left_over(out: Path) -> list[str]:
     ids=["boxes", "images", "resized"],
 )
 def test_a_cluster_does_not_show_in_the_files(
-    options: dict[str, Any], cluster: OwnCluster, sample_root: Path, tmp_path: Path
+    options: dict[str, Any], cluster: str, sample_root: Path, tmp_path: Path
 ) -> None:
     tokenlabels.build("coco", root=sample_root, out=tmp_path / "serial", **options)
     on(cluster, sample_root, tmp_path / "out", **options)
@@ -126,7 +122,7 @@ def test_a_cluster_does_not_show_in_the_files(
 
 
 def test_masks_and_relative_places(
-    cluster: OwnCluster,
+    cluster: str,
     sample_root: Path,
     reference: dict[str, bytes],
     tmp_path: Path,
@@ -139,12 +135,12 @@ def test_masks_and_relative_places(
     assert contents(tmp_path / "out") == reference
 
 
-def test_mask_files_by_relative_places(cluster: OwnCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mask_files_by_relative_places(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_voc(tmp_path / "voc")
     options: dict[str, Any] = {"rule": "pixel-ratio", "shard_rows": 1, "embed_images": True, "embed_masks": True}
     tokenlabels.build("voc", root="voc", out="serial", **options)
-    tokenlabels.build("voc", root="voc", out="out", engine="dask", scheduler=cluster.address, **options)
+    tokenlabels.build("voc", root="voc", out="out", engine="dask", scheduler=cluster, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
 
 
@@ -181,7 +177,7 @@ def test_a_cluster_that_the_build_starts(
 
 
 def test_a_killed_worker_changes_nothing(
-    cluster: OwnCluster, client: Any, sample_root: Path, reference: dict[str, bytes], tmp_path: Path
+    cluster: str, client: Any, sample_root: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Its task runs again elsewhere; what it had half written goes."""
     pids = client.run(os.getpid)
@@ -196,17 +192,17 @@ def test_a_killed_worker_changes_nothing(
     assert set(client.run(os.getpid).values()) != set(pids.values())
 
 
-def test_a_task_that_kills_every_worker(cluster: OwnCluster, tmp_path: Path) -> None:
+def test_a_task_that_kills_every_worker(cluster: str, tmp_path: Path) -> None:
     with (
         pytest.raises(WorkerDiedError, match="ended every worker that ran it"),
-        DaskExecutor(tmp_path / "spool", scheduler=cluster.address) as executor,
+        DaskExecutor(tmp_path / "spool", scheduler=cluster) as executor,
     ):
         list(executor.run("os:_exit", [1]))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_and_resumed(
-    cluster: OwnCluster, client: Any, sample_root: Path, reference: dict[str, bytes], tmp_path: Path
+    cluster: str, client: Any, sample_root: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
     """No worker goes on writing behind the back of a build that has ended."""
     out = tmp_path / "out"
@@ -226,7 +222,7 @@ def test_interrupted_and_resumed(
 
 @pytest.mark.slow
 def test_a_killed_client_and_resumed(
-    cluster: OwnCluster,
+    cluster: str,
     client: Any,
     sample_root: Path,
     reference: dict[str, bytes],
@@ -248,7 +244,7 @@ def test_a_killed_client_and_resumed(
         "tokenlabels.build('coco', root=root, out=out, progress=Deadly(), **words)"
     )
     path = os.pathsep.join(place for place in sys.path if place)
-    line = [sys.executable, "-c", code, str(sample_root), str(out), cluster.address]
+    line = [sys.executable, "-c", code, str(sample_root), str(out), cluster]
     ended = subprocess.run(line, env=environment | {"PYTHONPATH": path}, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert list(out.glob(".build/spool/*/lease"))
@@ -282,7 +278,7 @@ def test_a_task_of_a_build_that_is_gone_does_not_commit(
     assert len(write_shards(seen[0])) == 1
 
 
-def test_a_fault_that_a_worker_finds_leaves_nothing(cluster: OwnCluster, tmp_path: Path) -> None:
+def test_a_fault_that_a_worker_finds_leaves_nothing(cluster: str, tmp_path: Path) -> None:
     """A value that no object has, seen when the mask is decoded, in the middle of the build."""
     photos = [Photo(f"{number:02d}", 61, 40, (CAT,)) for number in range(12)]
     root = write_voc(tmp_path / "voc", photos)
@@ -292,12 +288,12 @@ def test_a_fault_that_a_worker_finds_leaves_nothing(cluster: OwnCluster, tmp_pat
     save_mask(root / "SegmentationClass" / "07.png", values)
     options: dict[str, Any] = {"root": root, "rule": "pixel-ratio", "shard_rows": 1}
     with pytest.raises(TokenLabelsError, match=r"VOC059 .*07\.png: the mask of image 07 holds the value 77"):
-        tokenlabels.build("voc", out=tmp_path / "out", engine="dask", scheduler=cluster.address, **options)
+        tokenlabels.build("voc", out=tmp_path / "out", engine="dask", scheduler=cluster, **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_workers_cannot_write(
-    cluster: OwnCluster, sample_root: Path, reference: dict[str, bytes], tmp_path: Path
+    cluster: str, sample_root: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     interrupted(cluster, sample_root, out, **PIXELS)
@@ -311,7 +307,7 @@ def test_a_folder_that_workers_cannot_write(
     assert contents(out) == reference
 
 
-def test_no_room_for_the_spool(cluster: OwnCluster, sample_root: Path, tmp_path: Path) -> None:
+def test_no_room_for_the_spool(cluster: str, sample_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match=r"file/out/.build/spool: cannot be written \(Not a directory\)"):
         on(cluster, sample_root, tmp_path / "file" / "out", **PIXELS)
@@ -340,7 +336,7 @@ def pretend(version: str) -> None:
     versions_here.cache_clear()
 
 
-def test_workers_without_the_package(cluster: OwnCluster, client: Any, sample_root: Path, tmp_path: Path) -> None:
+def test_workers_without_the_package(cluster: str, client: Any, sample_root: Path, tmp_path: Path) -> None:
     client.run(hide)
     try:
         with pytest.raises(SchedulerError, match=r"worker tcp://\S+ cannot import tokenlabels \(.*\)") as error:
@@ -351,7 +347,7 @@ def test_workers_without_the_package(cluster: OwnCluster, client: Any, sample_ro
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_with_another_version(cluster: OwnCluster, client: Any, sample_root: Path, tmp_path: Path) -> None:
+def test_workers_with_another_version(cluster: str, client: Any, sample_root: Path, tmp_path: Path) -> None:
     client.run(pretend, "0.0.9")
     try:
         with pytest.raises(SchedulerError, match=r"has tokenlabels 0.0.9 instead of \S+: shards would not be the same"):
@@ -362,7 +358,7 @@ def test_workers_with_another_version(cluster: OwnCluster, client: Any, sample_r
 
 
 def test_workers_that_do_not_see_the_folder(
-    cluster: OwnCluster, sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: str, sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if every machine had a disk of its own."""
     put = Spool.put
@@ -372,7 +368,7 @@ def test_workers_that_do_not_see_the_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_that_was_exchanged_is_not_loaded(cluster: OwnCluster, sample_root: Path, tmp_path: Path) -> None:
+def test_a_task_that_was_exchanged_is_not_loaded(cluster: str, sample_root: Path, tmp_path: Path) -> None:
     """The spool holds pickles: whoever can write there must not be able to run code."""
     spool = Spool(tmp_path / "spool")
     spool.open()
@@ -396,9 +392,9 @@ def test_a_cluster_without_workers(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_spool_stays_small(cluster: OwnCluster, tmp_path: Path) -> None:
+def test_the_spool_stays_small(cluster: str, tmp_path: Path) -> None:
     """Tasks are drawn when there is room, and large results do not stay."""
-    with DaskExecutor(tmp_path / "spool", scheduler=cluster.address) as executor:
+    with DaskExecutor(tmp_path / "spool", scheduler=cluster) as executor:
         found = []
         for result in executor.run("builtins:bytes", [200_000] * 20):
             found.append(len(result))
@@ -426,7 +422,7 @@ def test_nobody_there(listener: socket.socket, sample_root: Path, tmp_path: Path
 
 def test_somebody_else_there(
     listener: socket.socket,
-    cluster: OwnCluster,
+    cluster: str,
     client: Any,
     sample_root: Path,
     tmp_path: Path,
