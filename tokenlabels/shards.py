@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -430,7 +431,7 @@ def is_temporary(name: str) -> bool:
 class Temporary:
     """A file of this machine that is to become another: beside it on disk, without a name where that is in a store.
 
-    A file without a name goes with its process, however that ends.
+    A file without a name (on Linux) goes with its process, however that ends.
 
     Attributes:
         path: opens it, in this process.
@@ -446,10 +447,14 @@ class Temporary:
             self.path = temporary_beside(target)
             return
         try:
-            self._unnamed = tempfile.TemporaryFile()  # noqa: SIM115  see `remove`
+            if sys.platform == "linux":
+                self._unnamed = tempfile.TemporaryFile()  # noqa: SIM115  see `remove`
+                self.path = Path(f"/dev/fd/{self._unnamed.fileno()}")
+            else:  # opening that would share the place in the file
+                self._unnamed = tempfile.NamedTemporaryFile()  # noqa: SIM115
+                self.path = Path(self._unnamed.name)
         except OSError as fault:
             raise self.unwritable(fault) from fault
-        self.path = Path(f"/dev/fd/{self._unnamed.fileno()}")
 
     def unwritable(self, fault: BaseException) -> OutputError:
         """The error that says why it cannot be written."""

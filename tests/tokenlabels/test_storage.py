@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
+from botocore.exceptions import EndpointConnectionError
 from helpers import fine
 from PIL import Image
 from stores import BUCKET, Fail, failing_store, files_of, put, s3_server, store

@@ -14,8 +14,8 @@ from typing import Any
 
 import fsspec
 import pytest
-from botocore import exceptions as s3  # type: ignore[import-untyped]
-from gcsfs.retry import HttpError  # type: ignore[import-untyped]
+from botocore import exceptions as s3
+from gcsfs.retry import HttpError
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from helpers import fine, one_error_line
 from stores import failing_store, s3_server, store
