@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenlabels.annotations import NO_CATEGORY, Category
 from tokenlabels.errors import ParameterError
-from tokenlabels.shards import numbers
+from tokenlabels.shards import lists, numbers
 from tokenlabels.stats_shards import list_values
 
 
@@ -98,7 +98,7 @@ def renumbered(table: pa.Table, places: NDArray[np.int32]) -> pa.Table:
         known[: len(places)] = places
         known[NO_CATEGORY] = NO_CATEGORY
         found = _looked_up(known, values).astype(np.uint16)
-        column = pa.ListArray.from_arrays(numbers(offsets.astype(np.int32)), numbers(found))
+        column = lists(offsets, numbers(found))
         table = _replaced(table, "categories", column)
     return table
 
@@ -110,7 +110,7 @@ def _struct_renumbered(table: pa.Table, name: str, places: NDArray[np.int32]) ->
     place = kind.get_field_index("category")
     offsets, values = list_values(pa.table({"category": members[place]}), "category")
     found = _looked_up(places, values).astype(np.int32)
-    members[place] = pa.ListArray.from_arrays(numbers(offsets.astype(np.int32)), numbers(found))
+    members[place] = lists(offsets, numbers(found))
     return pa.StructArray.from_arrays(members, fields=list(kind))
 
 

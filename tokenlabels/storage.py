@@ -230,7 +230,7 @@ def contents(paths: Iterable[Location], most: int | None = None) -> Iterator[byt
         for path in paths:
             if pool is None and not isinstance(path, Path):
                 pool = stack.enter_context(ThreadPoolExecutor(STORE_THREADS))
-                stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+                stack.callback(lambda: [future.cancel() for future in waiting])
             if pool is None:
                 yield _content_or_fault(path, most)
                 continue

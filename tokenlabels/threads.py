@@ -65,4 +65,5 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            for future in waiting:  # not `cancel_futures`, which fails in a generator left open when Python ends
+                future.cancel()

@@ -90,8 +90,8 @@ def of_rank(total: int, rank: int, world_size: int, *, drop_remainder: bool) -> 
 def of_worker(whole: Stretch, worker: int, workers: int, batch: int) -> Stretch:
     """What one DataLoader worker has of a rank's rows.
 
-    Whole batches but for the last of the rank, dealt so that worker k has the batches k, k + workers, ... of the rank:
-    a DataLoader asks its workers in turn.
+    One stretch of whole batches, but for the last of the rank. A DataLoader asks its workers in turn, so that what
+    worker k gives are the batches k, k + workers, ... that come out; the smaller one is with the worker asked last.
     """
     batches = -(-whole.rows // batch)
     each, over = divmod(batches, workers)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -71,7 +70,7 @@ class WindowReader:
         self._ahead = _AHEAD if self._threads else 1
         groups = [piece.group for window in windows for piece in window.pieces]
         self._coming = deque(number for number, _ in groupby(groups))
-        self._running: deque[Callable[[], Arrays]] = deque()
+        self._running: deque[Future[Arrays]] = deque()
         self._pool = ThreadPoolExecutor(self._ahead)
         self._last: tuple[int, Arrays] = (-1, {})
 
@@ -82,7 +81,9 @@ class WindowReader:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        for decoding in self._running:  # not `cancel_futures`, which fails in a pass left open when Python ends
+            decoding.cancel()
+        self._pool.shutdown(wait=False)
 
     def read(self, window: Window) -> dict[str, Column]:
         """The columns of the next window.
@@ -105,7 +106,7 @@ class WindowReader:
     def _group(self, number: int) -> Arrays:
         if self._last[0] != number:
             self._last = (-1, {})
-            self._last = number, self._running.popleft()()
+            self._last = number, self._running.popleft().result()
             self._kept.offer(*self._last)
             self._fill()
         return self._last[1]
@@ -115,12 +116,9 @@ class WindowReader:
             number = self._coming.popleft()
             held = self._kept.get(number)
             if held is not None:
-                self._running.append(partial(_same, held))
+                there: Future[Arrays] = Future()
+                there.set_result(held)
+                self._running.append(there)
             else:
                 group = self._layout.groups[number]
-                decoding = self._pool.submit(read_group, group, self._layout.fields, threads=self._threads)
-                self._running.append(decoding.result)
-
-
-def _same(arrays: Arrays) -> Arrays:
-    return arrays
+                self._running.append(self._pool.submit(read_group, group, self._layout.fields, threads=self._threads))

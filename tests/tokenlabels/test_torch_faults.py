@@ -108,3 +108,19 @@ def test_without_torch_it_is_said_what_to_install(many: Build) -> None:
     assert answer.stdout == (
         "torch_dataset needs torch, which is not installed: pip install torch, or 'tokenlabels[bavit]'.\n"
     )
+
+
+def test_passes_that_are_left_open_end_silently_with_python(many: Build, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import sys, torch, tokenlabels\n"
+        "from tokenlabels import storage, threads\n"
+        "dataset = tokenlabels.open(sys.argv[1]).torch_dataset(columns=['labels'])\n"
+        "first, second = iter(dataset), iter(dataset)\n"
+        "next(first), next(second)\n"
+        "threads._SLOW_SECONDS = -1.0\n"
+        "third, fourth = threads.ahead(abs, range(99), 4), storage.contents([storage.located('memory://a')] * 20)\n"
+        "[next(third) for _ in range(20)], next(fourth)\n"
+    )
+    words = [sys.executable, str(tmp_path / "script.py"), str(many.path)]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert (answer.stdout, answer.stderr) == ("", "")
