@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import msgspec
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 INDEX = "export.json"
 _STATE = ".export.json"
 _LOCK = ".build"
+_EACH, _SHARE = 64, 20
+"""Files after each of which the state is written; then it takes one part in so many of the time."""
+
 _NAME = re.compile(r"[^./\\][^/\\]*\.(tar|npz|json)")
 
 
@@ -95,16 +100,13 @@ def write_export(
     with build_lock(folder):
         kept = _resume(folder, index["parameters"], planned, overwrite=overwrite)
         files: list[ExportedFile] = []
-        _write_state(folder, index, planned, kept.values())
-        progress.stage("exporting", sum(each.rows for each in planned))
-        for each in planned:
-            entry = kept.get(each.file)
-            if entry is None:
-                entry = _write_file(folder / each.file, each)
-                kept[each.file] = entry
-                _write_state(folder, index, planned, kept.values())
-            files.append(entry)
-            progress.advance(each.rows)
+        with _State(folder, index, planned, kept) as state:
+            progress.stage("exporting", sum(each.rows for each in planned))
+            for each in planned:
+                if each.file not in kept:
+                    state.add(_write_file(folder / each.file, each))
+                files.append(kept[each.file])
+                progress.advance(each.rows)
         progress.stage("finishing")
         _write_json(folder / INDEX, index | {"files": msgspec.to_builtins(files)})
         (folder / _STATE).unlink(missing_ok=True)
@@ -125,8 +127,20 @@ def _check_ownership(folder: Location) -> None:
         return
     except OSError as fault:
         raise unwritable(folder, fault) from None
+    if _LOCK in strangers and not _is_lock(folder / _LOCK):
+        raise OutputError(f"{folder} holds a build that is not finished ({_LOCK}): name a new folder with --out.")
     if strangers not in ([], [_LOCK]) and _listed(folder) is None:
         raise OutputError(f"{folder} is not empty and holds no export ({strangers[0]}): name a new folder with --out.")
+
+
+def _is_lock(folder: Location) -> bool:
+    """Whether `.build/` holds no more than the lock of an export that was ended."""
+    try:
+        return set(names_in(folder)) <= {"lock"}
+    except FileNotFoundError:
+        return True
+    except OSError as fault:
+        raise unwritable(folder, fault) from None
 
 
 def _resume(
@@ -194,9 +208,45 @@ def _write_file(path: Location, planned: PlannedFile) -> ExportedFile:
     return ExportedFile(planned.file, planned.split, planned.rows, size, digest)
 
 
-def _write_state(folder: Location, index: dict[str, Any], planned: Sequence[PlannedFile], files: Any) -> None:
-    state = index | {"planned": [each.file for each in planned], "files": msgspec.to_builtins(list(files))}
-    _write_json(folder / _STATE, state)
+class _State:
+    """`.export.json`, written anew as files are finished: the first after each, later ones when that costs little.
+
+    So thousands of small files do not each write the list of all; a process that is killed loses a few of them, and
+    one that fails loses none.
+    """
+
+    def __init__(
+        self, folder: Location, index: dict[str, Any], planned: Sequence[PlannedFile], kept: dict[str, ExportedFile]
+    ) -> None:
+        self._path, self._kept = folder / _STATE, kept
+        self._fixed = index | {"planned": [each.file for each in planned]}
+        self._added = 0
+        self._pending = False
+        self._due = 0.0
+
+    def __enter__(self) -> _State:
+        self._write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._pending:
+            self._write()
+
+    def add(self, entry: ExportedFile) -> None:
+        """One more file is finished."""
+        self._kept[entry.file] = entry
+        self._added += 1
+        self._pending = True
+        if self._added <= _EACH or perf_counter() >= self._due:
+            self._write()
+
+    def _write(self) -> None:
+        begun = perf_counter()
+        _write_json(self._path, self._fixed | {"files": msgspec.to_builtins(list(self._kept.values()))})
+        ended = perf_counter()
+        self._pending, self._due = False, ended + _SHARE * (ended - begun)
 
 
 def _write_json(path: Location, value: dict[str, Any]) -> None:

@@ -21,10 +21,12 @@ from pycocotools.coco import COCO
 from typer.testing import Result
 
 import tokenlabels
-from tokenlabels import storage
+from tokenlabels import export_folder, storage
 from tokenlabels.errors import NotABuildError, OutputError, ParameterError, TokenLabelsError
 from tokenlabels.export_arrays import as_written
+from tokenlabels.export_folder import PlannedFile, write_export
 from tokenlabels.export_webdataset import _key, tar_header
+from tokenlabels.progress import Silent
 from tokenlabels.reader import Build
 from tokenlabels.sample_semantic import write_semantic_sample
 from tokenlabels.storage import located
@@ -341,6 +343,47 @@ def test_folders_of_others_and_of_the_build_are_left_alone(built: Build, tmp_pat
         tokenlabels.export(built, tmp_path, format="npz", overwrite=True)
     with pytest.raises(OutputError, match="is a file"):
         tokenlabels.export(built, tmp_path / "mine.txt", format="npz")
+
+
+def test_the_state_of_a_build_that_is_not_finished_is_left_alone(ragged: Build, tmp_path: Path) -> None:
+    """What an ended export leaves there, a lock, is no build."""
+    out = tmp_path / "out"
+    (out / ".build").mkdir(parents=True)
+    (out / ".build" / "lock").touch()
+    tokenlabels.export(ragged, out, format="npz")
+    assert not (out / ".build").exists()
+    for place in (tmp_path / "other", out):
+        (place / ".build").mkdir(parents=True)
+        (place / ".build" / "parameters.json").write_text("{}")
+        with pytest.raises(OutputError, match=r"holds a build that is not finished \(\.build\): name a new folder"):
+            tokenlabels.export(ragged, place, format="npz", overwrite=True)
+        assert (place / ".build" / "parameters.json").read_text() == "{}"
+
+
+def test_the_state_of_many_files_is_not_written_after_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a file takes as long as writing the state; a failure loses no file all the same."""
+    clock, written = [0.0], []
+    write_json = export_folder._write_json
+
+    def counted(path: Path, value: dict[str, Any]) -> None:
+        clock[0] += 1
+        written.append(path.name)
+        write_json(path, value)
+
+    def make(file: Any) -> None:
+        clock[0] += 1
+        file.write(b"x")
+        if len(list(tmp_path.glob("*.tar"))) == 299:
+            raise OSError("the disk is gone")
+
+    monkeypatch.setattr(export_folder, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(export_folder, "_write_json", counted)
+    planned = [PlannedFile(f"a-{index}.tar", "a", 1, make) for index in range(300)]
+    index = {"tool": {"name": "tokenlabels"}, "parameters": {}}
+    with pytest.raises(OutputError, match="the disk is gone"):
+        write_export(tmp_path, index, planned, overwrite=False, progress=Silent())
+    assert 65 < len(written) < 85
+    assert len(json.loads((tmp_path / ".export.json").read_text())["files"]) == 299
 
 
 def test_overwrite_deletes_what_it_made_and_nothing_else(built: Build, tmp_path: Path) -> None:
