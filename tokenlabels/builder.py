@@ -225,7 +225,7 @@ def build_source(
 ) -> Build:
     """`build`, its parameters checked and its source found."""
     check_ownership(folder)
-    count = workers_for(workers, source, folder)
+    count = workers_for(workers, engine, source, folder)
     executor = make_executor(count, work_of(source, options), engine=engine, scheduler=scheduler, out=folder)
     with executor:
         executor.start()
@@ -264,17 +264,17 @@ def work_of(source: Source, options: BuildOptions) -> int:
     return source.input_bytes(masks=options.rule.kind.reads_masks)
 
 
-def workers_for(workers: int | None, source: Source, *places: Location) -> int | None:
+def workers_for(workers: int | None, engine: Engine, source: Source, *places: Location) -> int | None:
     """The number of workers, 1 where nobody chose and a place is in this process's memory.
 
     Raises:
-        ParameterError: several, and other processes could not see such a place.
+        ParameterError: other processes could not see such a place.
     """
     hidden = next((place for place in (*source.places(), *places) if stays_in_process(place)), None)
     if hidden is None:
         return workers
-    if workers not in (None, 1):
-        raise ParameterError(f"{hidden}: is in the memory of one process: use one worker (--workers 1).")
+    if workers not in (None, 1) or engine != "local":
+        raise ParameterError(f"{hidden}: is in the memory of one process: use --engine local, --workers 1.")
     return 1
 
 

@@ -140,12 +140,12 @@ def build_lock(out: Location) -> Iterator[None]:
                 _remove_empty(made)
 
 
-def another_build(out: Path) -> OutputError:
+def another_build(out: Location) -> OutputError:
     """The error that says that somebody else has the folder."""
     return OutputError(f"{out}: another build is writing here: wait for it, or name another --out.")
 
 
-def spools_of(out: Path) -> Path:
+def spools_of(out: Location) -> Location:
     """Where spools of this build may be, see `spool.py`."""
     return out / _STATE / "spool"
 
