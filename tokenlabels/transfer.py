@@ -55,7 +55,6 @@ _VALIDATOR = re.compile(r"[\x21-\x7e\x80-\xff]([\x20-\x7e\x80-\xff]{0,998}[\x21-
 """What can be sent back in a header."""
 
 
-
 class _Version(msgspec.Struct, frozen=True):
     """What the beginning of a file, kept in `.part`, is the beginning of."""
 
@@ -232,8 +231,7 @@ def _range_headers(held: int, version: _Version | None) -> Headers:
 def _validator(headers: Mapping[str, str]) -> str | None:
     """What tells one version of a file from another, byte for byte: a strong ETag, else the date."""
     tag = headers.get("ETag")
-    found = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
-    return found if found and _VALIDATOR.fullmatch(found) else None
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
 
 def _extent(response: requests.Response, url: str) -> tuple[int, int | None]:
@@ -280,7 +278,8 @@ def _request(session: requests.Session, url: str, headers: Headers) -> requests.
         try:
             response = session.get(current, headers=headers, stream=True, allow_redirects=False, timeout=_TIMEOUT)
         except ValueError:  # of requests, urllib3, idna
-            raise DownloadError(f"{shown(current)}: is no address that can be fetched.") from None
+            problem = "is no address that can be fetched" if current == url else "redirects to what is no address"
+            raise DownloadError(f"{shown(url)}: {problem}: try another --mirror.") from None
         except requests.exceptions.SSLError:
             raise DownloadError(f"{shown(current)}: its certificate is not trusted: try another --mirror.") from None
         except requests.RequestException as fault:

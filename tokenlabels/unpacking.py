@@ -34,7 +34,6 @@ _ALWAYS_FINE = 64 << 20
 _SPARE = 64 << 20
 """Bytes of disk that are left free."""
 
-
 _FAULTS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,10 +42,11 @@ _FAULTS = (
     EOFError,
     NotImplementedError,
     ValueError,
+    IndexError,
     OverflowError,
     MemoryError,
 )
-"""What the readers of archives raise of damaged ones; the last two of sizes that no file has."""
+"""What the readers of archives raise of damaged ones: the last two of sizes that no file has, IndexError of no name."""
 
 
 class _Member(NamedTuple):
@@ -83,7 +83,7 @@ def unpack(archive: Path, patterns: Sequence[str], folder: Path, progress: Progr
             for name, member in wanted.items():
                 _write(archive, member, folder / name, progress)
     except _FAULTS as fault:
-        raise _damaged(archive, str(fault) or "sizes that no file has") from None
+        raise _damaged(archive, str(fault) or "a size that no file has") from None
     return {name: member.size for name, member in wanted.items()}
 
 
