@@ -20,9 +20,12 @@ def place(text: str | Path) -> Location:
     """What a person names: a path, or an address such as `s3://bucket/folder`."""
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
+    import logging
+
     from tokenlabels.errors import ParameterError, TokenLabelsError
     from tokenlabels.storage import located
 
+    logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it logs what it raises, too, with tracebacks
     try:
         return located(text)
     except TokenLabelsError as fault:

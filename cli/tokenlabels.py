@@ -299,7 +299,7 @@ def check(
     places = Places(root, annotations, images, masks, split, sample)
     meaning = ignore, background, reduce_zero_label, None if stuff is None else stuff.value, mask_suffix
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
-        from tokenlabels.builder import make_executor
+        from tokenlabels.builder import make_executor, workers_for
         from tokenlabels.check import FindingLog
         from tokenlabels.checking import check_source
         from tokenlabels.sources.locate import split_categories
@@ -314,7 +314,7 @@ def check(
                 examples=None,
                 source_format=found.format,
             )
-            with make_executor(workers, found.input_bytes(masks=True)) as executor:
+            with make_executor(workers_for(workers, found), found.input_bytes(masks=True)) as executor:
                 dataset = check_source(found, log, limit=limit, run=executor.run, progress=progress)
         progress.stop()
         files = {part.name: {"file": part.file.file, "images": len(part.records)} for part in dataset.splits}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from urllib.request import Request, urlopen
 
 import fsspec
 import pytest
@@ -39,6 +40,8 @@ def s3_server() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    with urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")):  # servers of a process share buckets
+        pass
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
@@ -75,6 +78,12 @@ def files_of(place: Location) -> dict[str, bytes]:
     return {path.removeprefix(root): place.fs.cat_file(path) for path in place.fs.find(place.path)}
 
 
+class Fail(Protocol):
+    """Which write fails, from 1 on (0: none), and what it raises."""
+
+    def __call__(self, at: int, fault: BaseException | None = None) -> type[FailingStore]: ...
+
+
 class FailingStore(MemoryFileSystem):  # type: ignore[misc]
     """A store in memory whose n-th write fails half-way, and leaves what it has."""
 
@@ -107,8 +116,8 @@ class FailingStore(MemoryFileSystem):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def failing_store() -> Iterator[Callable[[int, BaseException | None], type[FailingStore]]]:
-    """`memory://` is a `FailingStore`; yields what sets the number of the write that fails (0: none), and its fault."""
+def failing_store() -> Iterator[Fail]:
+    """`memory://` is a `FailingStore`; yields what says which write of it fails."""
 
     def fail(at: int, fault: BaseException | None = None) -> type[FailingStore]:
         FailingStore.fails_at, FailingStore.fault, FailingStore.written = at, fault, []

@@ -225,7 +225,7 @@ def build_source(
 ) -> Build:
     """`build`, its parameters checked and its source found."""
     check_ownership(folder)
-    count = workers_for(workers, engine, source, folder)
+    count = workers_for(workers, source, folder, engine=engine)
     executor = make_executor(count, work_of(source, options), engine=engine, scheduler=scheduler, out=folder)
     with executor:
         executor.start()
@@ -264,7 +264,7 @@ def work_of(source: Source, options: BuildOptions) -> int:
     return source.input_bytes(masks=options.rule.kind.reads_masks)
 
 
-def workers_for(workers: int | None, engine: Engine, source: Source, *places: Location) -> int | None:
+def workers_for(workers: int | None, source: Source, *places: Location, engine: Engine = "local") -> int | None:
     """The number of workers, 1 where nobody chose and a place is in this process's memory.
 
     Raises:

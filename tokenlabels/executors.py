@@ -7,6 +7,7 @@ results back in any order. That is the seam for other engines.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import traceback
@@ -126,7 +127,7 @@ class ProcessExecutor:
                 if self._cancelled:
                     return
                 here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
+                process = context.Process(target=_serve, args=(there, dict(os.environ)), daemon=True)  # type: ignore[attr-defined]
                 with interrupts_wait():
                     process.start()
                 there.close()
@@ -237,9 +238,10 @@ def _died(worker: _Worker) -> WorkerDiedError:
     )
 
 
-def _serve(connection: Connection[Any, Any]) -> None:
+def _serve(connection: Connection[Any, Any], environment: dict[str, str]) -> None:
     """Main function of a worker: answer tasks until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment)  # a fork server keeps that of the moment it started, without later credentials
     threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:

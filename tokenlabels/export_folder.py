@@ -19,15 +19,13 @@ from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.output import build_lock, clear_state
 from tokenlabels.progress import Progress
 from tokenlabels.shards import (
+    Temporary,
     is_temporary,
-    no_room,
     sha256_of,
-    temporary_beside,
-    temporary_here,
     unwritable,
     write_atomically,
 )
-from tokenlabels.storage import content, globbed, is_folder, names_in, size_of, upload
+from tokenlabels.storage import content, globbed, is_folder, names_in, size_of
 from tokenlabels.store_faults import as_os_error, reason_of
 
 if TYPE_CHECKING:
@@ -177,25 +175,22 @@ def _is_as_listed(path: Location, entry: ExportedFile) -> bool:
 
 def _write_file(path: Location, planned: PlannedFile) -> ExportedFile:
     """Write a file whole or not at all: on disk by renaming it, in a store by one put."""
-    temporary = temporary_beside(path) if isinstance(path, Path) else temporary_here(path)
+    temporary = Temporary(path)
     try:
         try:
-            with temporary.open("wb") as file:
+            with temporary.path.open("wb") as file:
                 planned.write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            size, digest = temporary.stat().st_size, sha256_of(temporary)
+            size, digest = temporary.path.stat().st_size, sha256_of(temporary.path)
         except OSError as fault:
-            raise unwritable(path, fault) if isinstance(path, Path) else no_room(temporary, fault) from fault
+            raise temporary.unwritable(fault) from fault
         try:
-            if isinstance(path, Path):
-                temporary.replace(path)
-            else:
-                upload(path, size, str(temporary))
+            temporary.commit(size)
         except OSError as fault:
             raise unwritable(path, fault) from fault
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.remove()
     return ExportedFile(planned.file, planned.split, planned.rows, size, digest)
 
 

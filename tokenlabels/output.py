@@ -8,10 +8,11 @@ OUT/.build/lock                 held (flock) by the one process that builds; wor
 OUT/manifest.json               written last; then `.build/` goes
 
 On disk a file gets its name by a rename. Object stores have none, so that there a file is committed by one put: it is
-written to a temporary file of the machine that made it, read back, uploaded whole under its final name (S3 and Google's
-store show an upload when its last part is there, or never), its size is compared, and only then it is journalled. What
-an upload left behind that failed in the middle is not journalled, is removed where it can be, and is made again by the
-next run. The manifest is set aside by a copy and a delete, on disk, too: until the delete the build is finished.
+written to a temporary file of the machine that makes it, read back, uploaded whole under its final name (S3 and the
+store of Google show an upload when its last part is there, or never), its size is compared, and only then it is
+journalled. What an upload left behind that failed in the middle is not journalled, is removed where it can be, and is
+made again by the next run. The manifest is set aside by a copy and a delete, on disk, too: until the delete the build
+is finished.
 
 A store has no locks. Two builds with the same parameters at once write the same bytes; one with other parameters is
 refused by `parameters.json`, which is created exclusively where the store can do that (S3 can).

@@ -6,12 +6,13 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -350,13 +351,13 @@ class ShardWriter:
     """Writes one shard and gives it its final name when it is whole; use as a context manager.
 
     On disk it is written beside that name and renamed. For a store, which has no rename, it is written to a temporary
-    file of this machine and uploaded in one put. A shard left early (an exception, a failed write) leaves nothing
-    behind; a killed process leaves a temporary file, which `is_temporary` recognises where it is beside the shard.
+    file of this machine, one without a name, and uploaded in one put. A shard left early (an exception, a failed write)
+    leaves nothing behind; a killed process leaves, on disk, a temporary file that `is_temporary` recognises.
     """
 
     def __init__(self, path: Location, schema: pa.Schema) -> None:
         self._path = path
-        self._temporary = temporary_beside(path) if isinstance(path, Path) else temporary_here(path)
+        self._temporary = Temporary(path)
         self._rows = 0
         self.schema = schema
         self._writer: pq.ParquetWriter | None = None
@@ -366,15 +367,11 @@ class ShardWriter:
         try:
             if isinstance(self._path, Path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._temporary, self.schema, **_PARQUET)
+            self._writer = pq.ParquetWriter(self._temporary.path, self.schema, **_PARQUET)
         except OSError as fault:
-            self._temporary.unlink(missing_ok=True)
-            raise self._unwritten(fault) from fault
+            self._temporary.remove()
+            raise self._temporary.unwritable(fault) from fault
         return self
-
-    def _unwritten(self, fault: BaseException) -> OutputError:
-        """The error where the temporary file is at fault."""
-        return unwritable(self._path, fault) if isinstance(self._path, Path) else no_room(self._temporary, fault)
 
     def write(self, table: pa.Table) -> None:
         """Add one row group."""
@@ -382,7 +379,7 @@ class ShardWriter:
         try:
             self._writer.write_table(table, row_group_size=max(len(table), 1))
         except OSError as fault:
-            raise self._unwritten(fault) from fault
+            raise self._temporary.unwritable(fault) from fault
         self._rows += len(table)
 
     def __exit__(
@@ -394,24 +391,21 @@ class ShardWriter:
                 self._writer.close()
             except OSError as fault:
                 if kind is None:
-                    raise self._unwritten(fault) from fault
+                    raise self._temporary.unwritable(fault) from fault
             if kind is None:
                 self.entry = self._commit()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._temporary.remove()
 
     def _commit(self) -> ShardEntry:
         try:
-            with self._temporary.open("rb") as file:
+            with self._temporary.path.open("rb") as file:
                 os.fsync(file.fileno())
                 rows = pq.ParquetFile(file).metadata.num_rows
                 if rows != self._rows:
                     raise OutputError(f"{self._path}: {rows} rows read back, {self._rows} written: is the disk sound?")
-            size, digest = self._temporary.stat().st_size, sha256_of(self._temporary)
-            if isinstance(self._path, Path):
-                self._temporary.replace(self._path)
-            else:
-                upload(self._path, size, str(self._temporary))
+            size, digest = self._temporary.path.stat().st_size, sha256_of(self._temporary.path)
+            self._temporary.commit(size)
         except (OSError, pa.ArrowInvalid) as fault:
             raise unwritable(self._path, fault) from fault
         return ShardEntry(f"{self._path.parent.name}/{self._path.name}", self._rows, size, digest)
@@ -434,22 +428,60 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def temporary_here(path: Location) -> Path:
-    """A new empty file on this machine for a shard that goes to a store."""
-    try:
-        number, name = tempfile.mkstemp(prefix="tokenlabels-", suffix=f"-{path.name}")
-    except OSError as fault:
-        raise no_room(Path(tempfile.gettempdir()), fault) from fault
-    os.close(number)
-    return Path(name)
+class Temporary:
+    """A file of this machine that is to become another: beside it on disk, without a name where that is in a store.
 
+    A file without a name (on Linux) goes with its process, however that ends.
 
-def no_room(temporary: Path, fault: BaseException) -> OutputError:
-    """The error that says that the temporary file of an upload cannot be written, and why."""
-    return OutputError(
-        f"{temporary}: the temporary file of an upload cannot be written ({reason_of(fault)}): free space there, or "
-        "set TMPDIR to another folder, and run again."
-    )
+    Attributes:
+        path: opens it, in this process.
+
+    Raises:
+        OutputError: there is no room for it.
+    """
+
+    def __init__(self, target: Location) -> None:
+        self._target = target
+        self._unnamed: IO[bytes] | None = None
+        if isinstance(target, Path):
+            self.path = temporary_beside(target)
+            return
+        try:
+            if sys.platform == "linux":
+                self._unnamed = tempfile.TemporaryFile()  # noqa: SIM115  see `remove`
+                self.path = Path(f"/dev/fd/{self._unnamed.fileno()}")
+            else:  # opening that would share the place in the file
+                self._unnamed = tempfile.NamedTemporaryFile()  # noqa: SIM115
+                self.path = Path(self._unnamed.name)
+        except OSError as fault:
+            raise self.unwritable(fault) from fault
+
+    def unwritable(self, fault: BaseException) -> OutputError:
+        """The error that says why it cannot be written."""
+        if isinstance(self._target, Path):
+            return unwritable(self._target, fault)
+        return OutputError(
+            f"{tempfile.gettempdir()}: the temporary file of an upload cannot be written ({reason_of(fault)}): free "
+            "space there, or set TMPDIR to another folder, and run again."
+        )
+
+    def commit(self, size: int) -> None:
+        """Give the whole file its final name: by a rename, or by one put of its `size` bytes.
+
+        Raises:
+            OSError: that fails.
+        """
+        if isinstance(self._target, Path):
+            self.path.replace(self._target)
+        else:
+            upload(self._target, size, str(self.path))
+
+    def remove(self) -> None:
+        """Remove what is left of it."""
+        if self._unnamed is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            self._unnamed.close()
 
 
 def write_atomically(path: Location, content: bytes, *, new: bool = False) -> None:

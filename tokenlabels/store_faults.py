@@ -102,6 +102,8 @@ def as_os_error() -> Iterator[None]:
     try:
         yield
     except OSError as fault:
+        if is_store_fault(fault):
+            raise OSError(errno.EIO, reason_of(fault)) from fault
         if fault.strerror is None:
             number = fault.errno or errno.EIO
             fault.args, fault.errno, fault.strerror = (number, reason_of(fault)), number, reason_of(fault)

@@ -78,7 +78,7 @@ def reference(big: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     out = tmp_path_factory.mktemp("reference") / "out"
     tokenlabels.build("coco", annotations=big, out=out, **OPTIONS)
     made = contents(out)
-    assert len(made) == SHARDS + 2
+    assert len(made) == SHARDS + 3  # card, croissant.json, manifest
     return made
 
 

@@ -21,7 +21,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from helpers import fine
 from PIL import Image
-from stores import BUCKET, failing_store, files_of, put, s3_server, store
+from stores import BUCKET, Fail, failing_store, files_of, put, s3_server, store
 from typer.testing import Result
 
 import tokenlabels
@@ -193,7 +193,7 @@ def test_damage_in_a_store_is_found_and_mended(uploaded: str, bucket: str, invok
 
 
 @pytest.fixture
-def failing(data: Path) -> Iterator[Callable[..., Any]]:
+def failing(data: Path) -> Iterator[Fail]:
     with failing_store() as fail:
         put(data / "annotations", "memory://there/data/annotations")
         fail(0)
@@ -217,7 +217,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_store_that_fails_in_the_middle_of_a_write(
-    kind: str, failing: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, failing: Fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever write it is: one sentence, nothing that looks finished, no file here; a second run does the rest."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -244,11 +244,11 @@ def test_a_store_that_fails_in_the_middle_of_a_write(
     assert not list(tmp_path.iterdir())
 
 
-def test_no_room_for_the_temporary_file(failing: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_the_temporary_file(failing: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(OutputError, match=_NO_ROOM):
         build_there()
     monkeypatch.undo()
@@ -258,7 +258,7 @@ def test_no_room_for_the_temporary_file(failing: Callable[..., Any], monkeypatch
     assert "manifest.json" not in files_of(located("memory://there/out"))
 
 
-def test_overwriting_is_interrupted_anywhere(failing: Callable[..., Any]) -> None:
+def test_overwriting_is_interrupted_anywhere(failing: Fail) -> None:
     """A build gives way to another: whichever write fails, the first one is whole or gone, never something between."""
     place = store("memory://there/out")
     build_there(tau=0.2)
@@ -279,12 +279,12 @@ def test_overwriting_is_interrupted_anywhere(failing: Callable[..., Any]) -> Non
 
 @pytest.mark.parametrize("address", ["s3://" + BUCKET + "/race", "memory://there/race"])
 def test_a_build_with_other_parameters_that_began_at_the_same_moment(
-    address: str, bucket: str, failing: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    address: str, bucket: str, failing: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parameters are created, not written, where the store can tell."""
     out = located(address)
-    monkeypatch.setattr(output, "remove_temporaries", lambda out: write_atomically(state, b'{"tau":0.1}'))
     state = out / ".build" / "parameters.json"
+    monkeypatch.setattr(output, "remove_temporaries", lambda out: write_atomically(state, b'{"tau":0.1}'))
     with pytest.raises(BuildMismatchError, match=r"tau was 0\.1, now 0\.2"):
         output.resume(out, {"tau": 0.2}, overwrite=False)
     assert output.resume(out, {"tau": 0.1}, overwrite=False) == {}
@@ -329,13 +329,14 @@ def test_worker_processes_write_to_a_store(uploaded: str, bucket: str, data: Pat
         assert list(executor.run("builtins:eval", ["'fsspec' in __import__('sys').modules"])) == [False]
 
 
-def test_memory_is_for_one_worker(failing: Callable[..., Any]) -> None:
-    for options in (
-        {"root": "memory://there/data"},
-        {"annotations": "memory://there/data/annotations/instances_val.json"},
-    ):
-        with pytest.raises(ParameterError, match=r"memory://there/.*one worker"):
-            tokenlabels.build("coco", out="nowhere", workers=2, **options)
+def test_memory_is_for_one_worker(failing: Fail) -> None:
+    annotations = "memory://there/data/annotations/instances_val.json"
+    with pytest.raises(ParameterError, match=r"memory://there/.*one worker"):
+        tokenlabels.build("coco", root="memory://there/data", out="nowhere", workers=2)
+    with pytest.raises(ParameterError, match=r"memory://there/.*one worker"):
+        tokenlabels.build("coco", annotations=annotations, out="nowhere", workers=2)
+    with pytest.raises(ParameterError, match=r"memory://there/.*one worker"):
+        build_there(engine="dask")
     assert build_there(workers=None).splits == ("train", "val")
 
 
@@ -354,7 +355,7 @@ def test_places_are_written_in_many_ways(tmp_path: Path) -> None:
     assert (str(again), again.storage_options) == (str(own), own.storage_options)
 
 
-def test_small_files_are_read_ahead_but_not_far(failing: Callable[..., Any], tmp_path: Path) -> None:
+def test_small_files_are_read_ahead_but_not_far(failing: Fail, tmp_path: Path) -> None:
     place = store("memory://there/many")
     for number in range(100):
         place.fs.pipe_file(f"{place.path}/{number}", str(number).encode())
