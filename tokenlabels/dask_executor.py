@@ -101,11 +101,12 @@ class DaskExecutor:
 
     def _begin(self) -> None:
         try:
-            self._stack.enter_context(quiet())
             if self._address is None:
                 self._cluster = OwnCluster(self._workers)
+                self._stack.enter_context(quiet())
                 self._client = self._cluster.start()
             else:
+                self._stack.enter_context(quiet())
                 self._client = connect(self._address)
                 warm = _in_worker("load")
                 self._warming = [

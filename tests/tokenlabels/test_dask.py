@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -143,6 +144,22 @@ def test_mask_files_by_relative_places(cluster: str, tmp_path: Path, monkeypatch
     options: dict[str, Any] = {"rule": "pixel-ratio", "shard_rows": 1, "embed_images": True, "embed_masks": True}
     tokenlabels.build("voc", root="voc", out="serial", **options)
     tokenlabels.build("voc", root="voc", out="out", engine="dask", scheduler=cluster, **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+
+
+def test_a_folder_of_json_files(
+    cluster: str, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which workers read themselves."""
+    monkeypatch.chdir(tmp_path)
+    Path("parts").mkdir()
+    for image in document["images"]:
+        entries = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
+        whole = {"images": [image], "annotations": entries, "categories": document["categories"]}
+        Path("parts", f"{image['id']}.json").write_text(json.dumps(whole))
+    options: dict[str, Any] = {"annotations": "parts", "rule": "pixel-ratio", "shard_rows": 1}
+    tokenlabels.build("coco", out="serial", **options)
+    tokenlabels.build("coco", out="out", engine="dask", scheduler=cluster, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
 
 
