@@ -15,12 +15,13 @@ _PIECE = 1 << 16
 
 @dataclass
 class Served:
-    """One request: its path, its headers, the status and how many bytes of body were sent."""
+    """One request: its path and query, its headers, the status and how many bytes of body were sent."""
 
     path: str
     headers: dict[str, str]
     status: int
     sent: int = 0
+    query: str = ""
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Site:
         sized: whether `Content-Length` is sent.
         dates: whether `Last-Modified` is sent.
         encoding: a `Content-Encoding` to claim.
+        headers: path -> headers that are sent instead of the right ones.
         gate: waited for by every answer after its first piece.
     """
 
@@ -52,6 +54,7 @@ class Site:
     sized: bool = True
     dates: bool = False
     encoding: str = ""
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
     gate: Callable[[], Any] = lambda: None
     served: list[Served] = field(default_factory=list)
 
@@ -69,8 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
     site: Site
 
     def do_GET(self) -> None:
-        site, path = self.site, self.path.partition("?")[0]
-        seen = Served(path, dict(self.headers), 200)
+        site, (path, _, query) = self.site, self.path.partition("?")
+        seen = Served(path, dict(self.headers), 200, query=query)
         site.served.append(seen)
         if site.statuses.get(path):
             return self._answer(seen, site.statuses[path].popleft(), {})
@@ -97,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, seen: Served, status: int, headers: dict[str, str]) -> None:
         seen.status = status
         self.send_response(status)
-        for name, value in {"Content-Length": "0", **headers}.items():
+        for name, value in ({"Content-Length": "0"} | headers | self.site.headers.get(seen.path, {})).items():
             self.send_header(name, value)
         self.end_headers()
 
@@ -105,12 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         cuts = self.site.cuts.get(seen.path)
         end = cuts.popleft() if cuts else len(body)
         self.send_response(seen.status)
-        for name, value in headers.items():
+        headers |= {"Content-Length": str(len(body))} if self.site.sized else {"Connection": "close"}
+        for name, value in (headers | self.site.headers.get(seen.path, {})).items():
             self.send_header(name, value)
-        if self.site.sized:
-            self.send_header("Content-Length", str(len(body)))
-        else:
-            self.send_header("Connection", "close")
         self.end_headers()
         try:
             for start in range(0, min(end, len(body)), _PIECE):

@@ -268,15 +268,13 @@ def workers_for(workers: int | None, source: Source, *places: Location, engine: 
     """The number of workers, 1 where nobody chose and a place is in this process's memory.
 
     Raises:
-        ParameterError: several, and other processes could not see such a place.
+        ParameterError: other processes could not see such a place.
     """
     hidden = next((place for place in (*source.places(), *places) if stays_in_process(place)), None)
     if hidden is None:
         return workers
     if workers not in (None, 1) or engine != "local":
-        raise ParameterError(
-            f"{hidden}: is in the memory of one process: use one worker (--workers 1) and no --engine."
-        )
+        raise ParameterError(f"{hidden}: is in the memory of one process: use --engine local, --workers 1.")
     return 1
 
 

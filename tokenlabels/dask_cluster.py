@@ -35,6 +35,7 @@ class OwnCluster:
         self._count = workers
         self._workers: list[BaseProcess] = []
         self._fork_server = ForkServer("distributed", __name__)
+        self._fork_server.context()  # it loads everything while this process is still busy with a large file
         self._stack = contextlib.ExitStack()
         self._ended = False
         self.address = ""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from itertools import islice
+from itertools import count, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,8 @@ from tokenlabels.dask_cluster import (
 )
 from tokenlabels.dask_worker import Order, versions_here
 from tokenlabels.errors import OutputError, SchedulerError, TokenLabelsError, WorkerDiedError
-from tokenlabels.spool import Spool, read_parcel
-from tokenlabels.storage import located
+from tokenlabels.spool import Spool, is_held, read_parcel
+from tokenlabels.storage import remove
 from tokenlabels.threads import threads_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class DaskExecutor:
         self._cluster: OwnCluster | None = None
         self._client: Any = None  # a distributed.Client; its methods have no types
         self._warming: list[Any] = []
-        self._waiting: dict[Any, str] = {}
+        self._waiting: dict[Any, Location] = {}
+        self._numbers = count()  # over all runs: Dask may still know the result of a name that was used before
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._threads_there = 0
         self._seen = self._looked = 0.0
@@ -100,11 +101,12 @@ class DaskExecutor:
 
     def _begin(self) -> None:
         try:
-            self._stack.enter_context(quiet())
             if self._address is None:
                 self._cluster = OwnCluster(self._workers)
+                self._stack.enter_context(quiet())
                 self._client = self._cluster.start()
             else:
+                self._stack.enter_context(quiet())
                 self._client = connect(self._address)
                 warm = _in_worker("load")
                 self._warming = [
@@ -124,29 +126,31 @@ class DaskExecutor:
         self._connected()
         self._spool.open()
         try:
-            todo = enumerate(tasks)
+            todo = iter(tasks)
             self._seen = time.monotonic()
             while True:
                 self._look()
                 free = max(1, self._threads_there) * _TASKS_PER_THREAD - len(self._waiting)
-                for number, task in islice(todo, max(0, free)):
-                    self._send(function, number, task)
+                for task in islice(todo, max(0, free)):
+                    self._send(function, task)
                 if not self._waiting:
                     return
                 future = self._next()
                 answer = self._answer(future)
-                located(self._waiting.pop(future)).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    remove(self._waiting.pop(future))
                 future.release()
                 yield answer
         finally:
             self._end_run()
 
-    def _send(self, function: str, number: int, task: Any) -> None:
+    def _send(self, function: str, task: Any) -> None:
+        number = next(self._numbers)
         parcel = self._spool.put(f"{number}.task", task)
-        order = Order(function, parcel, str(self.lease), versions_here())
+        order = pickle.dumps(Order(function, parcel, self.lease))
         key = f"{function.partition(':')[2]}-{self.lease.parent.name}-{number}"
         try:
-            future = self._client.submit(_in_worker("carry_out"), tuple(order), key=key, pure=False)
+            future = self._client.submit(_in_worker("carry_out"), versions_here(), order, key=key, pure=False)
         except Exception as fault:
             raise self._gone() from fault
         self._waiting[future] = parcel[0]
@@ -230,11 +234,12 @@ class DaskExecutor:
         if kind == "result":
             return pickle.loads(content)  # noqa: S301  from a worker, which could do whatever it likes
         if kind == "spooled":
+            parcel = pickle.loads(content)  # noqa: S301
             try:
-                result = read_parcel(content)
-                located(content[0]).unlink(missing_ok=True)
+                result = read_parcel(parcel)
+                remove(parcel[0])
             except OSError as fault:
-                raise OutputError(f"{content[0]}: what worker {worker} wrote cannot be read ({fault}).") from None
+                raise OutputError(f"{parcel[0]}: what worker {worker} wrote cannot be read ({fault}).") from None
             return result
         if kind == "fault":
             raise pickle.loads(content)  # noqa: S301
@@ -253,7 +258,7 @@ class DaskExecutor:
                 f"worker {worker} has {', '.join(differing)}: shards would not be the same, install the same versions "
                 "on every worker."
             )
-        if self.lease.exists():
+        if is_held(self.lease):
             raise SchedulerError(
                 f"worker {worker} does not see {content}: --out must be a folder that every worker sees by the same "
                 "name, or an object store."

@@ -9,36 +9,36 @@ import functools
 import os
 import pickle
 import secrets
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from tokenlabels.errors import TokenLabelsError
 from tokenlabels.executors import outcome
 from tokenlabels.spool import Parcel, is_held, read_parcel, write_parcel
-from tokenlabels.storage import located
+
+if TYPE_CHECKING:
+    from tokenlabels.storage import Location
 
 Kind: TypeAlias = Literal["result", "fault", "spooled", "unseen", "versions", "package"]
 Answer: TypeAlias = tuple[Kind, Any]
-"""What kind of answer, and: the pickle of a result or of what was raised, or the parcel of a large result; or the file
-that this worker does not see; or the versions it has; or why the package cannot be imported."""
+"""What kind of answer, and: the pickle of a result, of what was raised, or of the parcel of a large result; the file
+that this worker does not see; the versions it has; why the package cannot be imported."""
 
 _INLINE_BYTES = 1 << 16
 """Results up to this size go through the scheduler."""
 
 
 class Order(NamedTuple):
-    """A task, as the scheduler sees it.
+    """What a worker is told of a task.
 
     Attributes:
         function: see `Executor.run`.
         parcel: of the task.
         lease: of the spool.
-        versions: see `versions_here`.
     """
 
     function: str
     parcel: Parcel
-    lease: str
-    versions: dict[str, str]
+    lease: Location
 
 
 @functools.cache
@@ -65,29 +65,34 @@ def load() -> Answer:
     return "result", pickle.dumps(None)
 
 
-def carry_out(words: tuple[Any, ...]) -> Answer:
-    """Run one task; a fault is an answer, too, so that Dask does not try again what cannot succeed."""
-    order = Order(*words)
-    if versions_here() != order.versions:
+def carry_out(versions: dict[str, str], order: bytes) -> Answer:
+    """Run one task; a fault is an answer, too, so that Dask does not try again what cannot succeed.
+
+    Args:
+        versions: `versions_here` of whoever waits for the result.
+        order: pickle of an `Order`.
+    """
+    if versions_here() != versions:
         return "versions", versions_here()
-    place = located(order.parcel[0])
+    function, parcel, lease = pickle.loads(order)  # noqa: S301  from the scheduler
+    place = parcel[0]
     try:
-        if not is_held(located(order.lease)):
-            return "unseen", order.lease
-        task = read_parcel(order.parcel)
+        if not is_held(lease):
+            return "unseen", str(lease)
+        task = read_parcel(parcel)
     except FileNotFoundError:
-        return "unseen", order.parcel[0]
+        return "unseen", str(place)
     except OSError as fault:
         return "fault", pickle.dumps(TokenLabelsError(f"{place}: a worker cannot read it ({fault})."))
     except TokenLabelsError as fault:
         return "fault", pickle.dumps(fault)
     load()
-    fine, answer = outcome(order.function, task)
+    fine, answer = outcome(function, task)
     content = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
     if not fine or len(content) <= _INLINE_BYTES:
         return "result" if fine else "fault", content
     try:
         name = f"{place.stem}-{os.getpid()}-{secrets.token_hex(4)}.result"
-        return "spooled", write_parcel(place.with_name(name), content)
+        return "spooled", pickle.dumps(write_parcel(place.with_name(name), content))
     except TokenLabelsError as fault:
         return "fault", pickle.dumps(fault)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from tokenlabels.addresses import below, shown
 from tokenlabels.errors import DownloadError
 from tokenlabels.known import Archive
+from tokenlabels.moving import move
 from tokenlabels.progress import Progress
 from tokenlabels.shards import unwritable
-from tokenlabels.transfer import ResumingDownloader, forget, shown
+from tokenlabels.transfer import ResumingDownloader, forget
 from tokenlabels.unpacked import Unpacked, settle
 
 STATE = ".tokenlabels-download"
@@ -69,7 +71,7 @@ class Job:
 
     def addresses(self, mirror: str | None) -> tuple[str, ...]:
         """Where the archive is, the first to be tried first."""
-        return self.archive.urls if mirror is None else (f"{mirror.rstrip('/')}/{self.archive.file}",)
+        return self.archive.urls if mirror is None else (below(mirror, self.archive.file),)
 
     def held(self) -> int:
         """Bytes of it that have arrived."""
@@ -151,7 +153,7 @@ class Job:
         arrived.unlink(missing_ok=True)
         try:
             pooch.retrieve(address, archive.hash or None, archive.file, self._state, downloader=downloader)
-            arrived.replace(self.path)
+            move(arrived, self.path)
         except ValueError as fault:
             got = re.search(r"but got ([0-9a-f]+)", str(fault))
             if got is None:

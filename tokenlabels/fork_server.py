@@ -31,7 +31,7 @@ class ForkServer:
 
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(self._preload)
-        self._ours = self._pid() is None
+        self._ours = self._ours or self._pid() is None
         resource_tracker.ensure_running()  # else the fork server starts it, which lets Ctrl-C through again
         with interrupts_wait():
             forkserver.ensure_running()

@@ -19,14 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tokenlabels.errors import OutputError
+from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.shards import unwritable
-from tokenlabels.storage import located
+from tokenlabels.storage import content, names_in, remove, upload
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
 
-Parcel: TypeAlias = tuple[str, str]
+Parcel: TypeAlias = tuple["Location", str]
 """Where a value lies, and the hex sha256 of its pickle."""
 
 
@@ -63,7 +63,7 @@ class Spool:
         try:
             for folder in reversed(self._made):
                 folder.mkdir(exist_ok=True)
-            self.lease.write_bytes(b"a build waits for results\n")
+            _write(self.lease, b"a build waits for results\n")
         except OSError as fault:
             self.close()
             raise unwritable(self._parent, fault) from None
@@ -79,7 +79,7 @@ class Spool:
     def end(self) -> None:
         """Nobody waits any more: no task may commit from now on."""
         with contextlib.suppress(OSError):
-            self.lease.unlink(missing_ok=True)
+            remove(self.lease)
 
     def close(self) -> None:
         """`end`, and leave no trace."""
@@ -94,17 +94,24 @@ class Spool:
                 self._own.rmdir()
 
 
-def write_parcel(place: Location, content: bytes) -> Parcel:
+def write_parcel(place: Location, data: bytes) -> Parcel:
     """Write the pickle of a value.
 
     Raises:
         OutputError: it cannot be written.
     """
     try:
-        place.write_bytes(content)
+        _write(place, data)
     except OSError as fault:
         raise unwritable(place, fault) from None
-    return str(place), hashlib.sha256(content).hexdigest()
+    return place, hashlib.sha256(data).hexdigest()
+
+
+def _write(place: Location, data: bytes) -> None:
+    if isinstance(place, Path):
+        place.write_bytes(data)
+    else:
+        upload(place, len(data), data)
 
 
 def read_parcel(parcel: Parcel) -> Any:
@@ -115,10 +122,10 @@ def read_parcel(parcel: Parcel) -> Any:
         OutputError: it is not what was sent.
     """
     place, digest = parcel
-    content = located(place).read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
+    data = content(place)
+    if hashlib.sha256(data).hexdigest() != digest:
         raise OutputError(f"{place}: is not what was written there: is the storage sound?")
-    return pickle.loads(content)  # noqa: S301  as trustworthy as the scheduler, see above
+    return pickle.loads(data)  # noqa: S301  as trustworthy as the scheduler, see above
 
 
 def is_held(lease: Location) -> bool:
@@ -130,25 +137,25 @@ def is_held(lease: Location) -> bool:
         OSError: nobody can tell.
     """
     try:
-        return bool(lease.read_bytes())
+        return bool(content(lease))
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
 def remove_spools(parent: Location) -> None:
     """Remove what killed processes left in a folder of spools; workers that still serve them will not commit."""
-    with contextlib.suppress(OSError):
-        folders: list[Any] = list(parent.iterdir())
-        for folder in folders:
-            remove_spool(folder)
-        parent.rmdir()
+    with contextlib.suppress(OSError, TokenLabelsError):
+        for name in names_in(parent):
+            remove_spool(parent / name)
+        if isinstance(parent, Path):
+            parent.rmdir()
 
 
 def remove_spool(folder: Location) -> None:
     """Remove one spool, the lease first."""
-    with contextlib.suppress(OSError):
-        (folder / "lease").unlink(missing_ok=True)
-        files: list[Any] = list(folder.iterdir())
-        for file in files:
-            file.unlink(missing_ok=True)
-        folder.rmdir()
+    with contextlib.suppress(OSError, TokenLabelsError):
+        remove(folder / "lease")
+        for name in names_in(folder):
+            remove(folder / name)
+        if isinstance(folder, Path):
+            folder.rmdir()

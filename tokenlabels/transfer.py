@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
-from tokenlabels.errors import DownloadError, ParameterError
+from tokenlabels.addresses import printable, shown
+from tokenlabels.errors import DownloadError
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.shards import unwritable, write_atomically
 
@@ -38,11 +39,20 @@ _TIMEOUT = (20.0, 60.0)
 _TRIES = 5
 """In a row without a byte more."""
 
+_TRIES_TO_FIND = 2
+"""Of a host whose name nobody knows, and that has sent nothing yet."""
+
 _LONGEST_PAUSE = 30.0
 _MAX_REDIRECTS = 10
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-_UNMET = re.compile(r"bytes \*/(\d+)")
+_DIGITS = 18
+"""Of a length that is believed."""
+
+_NUMBER = f"([0-9]{{1,{_DIGITS}}})"
+_RANGE = re.compile(rf"bytes {_NUMBER}-{_NUMBER}/(?:{_NUMBER}|\*)")
+_UNMET = re.compile(rf"bytes \*/{_NUMBER}")
+_VALIDATOR = re.compile(r"[\x21-\x7e\x80-\xff]([\x20-\x7e\x80-\xff]{0,998}[\x21-\x7e\x80-\xff])?")
+"""What can be sent back in a header."""
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -54,11 +64,12 @@ class _Version(msgspec.Struct, frozen=True):
 
 
 class _Again(Exception):  # noqa: N818  nobody sees it
-    """Worth another try: the reason, and what the server says of when, in seconds."""
+    """Worth another try: the reason, what the server says of when, in seconds, and whether it has a name at all."""
 
-    def __init__(self, reason: str, pause: float | None = None) -> None:
+    def __init__(self, reason: str, pause: float | None = None, *, found: bool = True) -> None:
         super().__init__(reason)
         self.pause = pause
+        self.found = found
 
 
 class ResumingDownloader:
@@ -96,7 +107,7 @@ class ResumingDownloader:
             DownloadError: it cannot be had.
             OutputError: it cannot be written.
         """
-        failures = 0
+        failures, first = 0, self.held()
         with _session() as session:
             while True:
                 before = self.held()
@@ -105,9 +116,9 @@ class ResumingDownloader:
                     break
                 except _Again as fault:
                     failures = 1 if self.held() > before else failures + 1
-                    if failures >= _TRIES:
+                    if failures >= (_TRIES if fault.found or self.held() > first else _TRIES_TO_FIND):
                         kept = ": run again to go on" if self.held() else ": try later, or another --mirror"
-                        raise DownloadError(f"{shown(url)}: {fault}, {_TRIES} times{kept}.") from None
+                        raise DownloadError(f"{shown(url)}: {fault}, {failures} times{kept}.") from None
                     seconds = min(fault.pause or 2.0 ** (failures - 1), _LONGEST_PAUSE)
                     self._progress.note(f"{shown(url)}: {fault}; tried again in {seconds:g} s.")
                     self._pause(seconds)
@@ -129,14 +140,13 @@ class ResumingDownloader:
     def _transfer(self, session: requests.Session, url: str) -> None:
         version = self._version(url)
         held = self.held() if version else 0
-        if version and held == version.total:
+        if version and held == (self._size if version.total is None else version.total):
             return
         with _request(session, url, _range_headers(held, version)) as response:
             if response.status_code == 416 and held:
-                if self._checked and _UNMET.fullmatch(response.headers.get("Content-Range", "")) is not None:
-                    whole = int(response.headers["Content-Range"].rpartition("/")[2])
-                    if whole == held:
-                        return
+                unmet = _UNMET.fullmatch(response.headers.get("Content-Range", ""))
+                if self._checked and unmet is not None and int(unmet[1]) == held:
+                    return
                 forget(self._part)
                 raise _Again("the file has changed there")
             start, total = _extent(response, url)
@@ -157,7 +167,8 @@ class ResumingDownloader:
             self._progress.stage(f"downloading {self._name}", total or self._size)
             self._progress.advance(start)
             held = self._write(response, start)
-        if total is not None and held != total:
+        expected = self._size if total is None else total
+        if expected is not None and held != expected:
             raise _Again("the connection ended early")
 
     def _check_room(self, wanted: int) -> None:
@@ -175,6 +186,7 @@ class ResumingDownloader:
         except (OSError, msgspec.MsgspecError):
             return None
         usable = version.url == shown(url) and (version.validator is not None or self._checked)
+        usable = usable and (version.validator is None or _VALIDATOR.fullmatch(version.validator) is not None)
         return version if usable and self.held() <= (version.total or self.held()) else None
 
     def _write(self, response: requests.Response, start: int) -> int:
@@ -210,28 +222,6 @@ def _notes_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def check_address(url: str) -> None:
-    """Raise `ParameterError` unless this is an address that can be fetched."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        good = False
-    if not good:
-        raise ParameterError(
-            f"{shown(url)!r} is no address of a mirror: write http://HOST/FOLDER or https://HOST/FOLDER."
-        )
-
-
-def shown(url: str) -> str:
-    """An address without what may be secret: user, password and query."""
-    try:
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        return url.partition("?")[0].rpartition("@")[2]
-
-
 def _range_headers(held: int, version: _Version | None) -> Headers:
     if not held or version is None:
         return {}
@@ -253,11 +243,13 @@ def _extent(response: requests.Response, url: str) -> tuple[int, int | None]:
         found = _RANGE.fullmatch(headers.get("Content-Range", ""))
         if found is None:
             raise DownloadError(f"{shown(url)}: sends a part and does not say which: try another --mirror.")
-        return int(found[1]), None if found[2] == "*" else int(found[2])
+        return int(found[1]), None if found[3] is None else int(found[3])
     if status == 200:
         length = headers.get("Content-Length", "")
+        if length.isdecimal() and len(length) > _DIGITS:
+            raise DownloadError(f"{shown(url)}: says a length that no file has: try another --mirror.")
         return 0, int(length) if length.isdecimal() else None
-    reason = f"answers {status} {response.reason or ''}".rstrip()
+    reason = f"answers {status} {printable(response.reason or '')[:60]}".rstrip()
     if status in _BUSY:
         wait = headers.get("Retry-After", "")
         raise _Again(reason, float(wait) if wait.isdecimal() else None)
@@ -285,12 +277,13 @@ def _request(session: requests.Session, url: str, headers: Headers) -> requests.
     while True:
         try:
             response = session.get(current, headers=headers, stream=True, allow_redirects=False, timeout=_TIMEOUT)
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError):
-            raise DownloadError(f"{shown(current)}: is no address that can be fetched.") from None
+        except ValueError:  # of requests, urllib3, idna
+            problem = "is no address that can be fetched" if current == url else "redirects to what is no address"
+            raise DownloadError(f"{shown(url)}: {problem}: try another --mirror.") from None
         except requests.exceptions.SSLError:
             raise DownloadError(f"{shown(current)}: its certificate is not trusted: try another --mirror.") from None
         except requests.RequestException as fault:
-            raise _Again(_reason(fault)) from None
+            raise _again(fault) from None
         if not response.is_redirect:
             return response
         response.close()
@@ -315,25 +308,25 @@ def _pieces(response: requests.Response) -> Iterator[bytes]:
 
     try:
         yield from response.iter_content(_CHUNK)
-    except requests.RequestException as fault:
-        raise _Again(_reason(fault)) from None
+    except (requests.RequestException, ValueError) as fault:
+        raise _again(fault) from None
 
 
-def _reason(fault: BaseException) -> str:
+def _again(fault: BaseException) -> _Again:
     """Why a connection failed, in the words of the system; addresses in the libraries' own may hold passwords."""
     import socket
 
     import requests
 
     if isinstance(fault, requests.Timeout):
-        return "no answer in time"
+        return _Again("no answer in time")
     cause: BaseException | None = fault
     while cause is not None:
         if isinstance(cause, socket.gaierror):
-            return "the host is not found (is there a network?)"
+            return _Again("the host is not found (is there a network?)", found=False)
         if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException) and cause.strerror:
-            return cause.strerror.lower()
+            return _Again(cause.strerror.lower())
         inner = next((value for value in cause.args if isinstance(value, BaseException)), None)
         cause = getattr(cause, "reason", None) or inner or cause.__cause__ or cause.__context__
         cause = cause if isinstance(cause, BaseException) else None
-    return "the connection ended early"
+    return _Again("the connection ended early")

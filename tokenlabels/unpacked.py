@@ -11,6 +11,7 @@ import msgspec
 
 from tokenlabels.errors import DownloadError
 from tokenlabels.known import Archive
+from tokenlabels.moving import move
 from tokenlabels.progress import Progress
 from tokenlabels.shards import unwritable, write_atomically
 from tokenlabels.unpacking import unpack
@@ -50,8 +51,18 @@ class Unpacked:
         )
 
     def add(self, files: Mapping[str, int]) -> None:
-        """Record files that are in their places."""
-        before = self._read() or _Record(self._hash, [], {})
+        """Record files that are in their places; earlier ones are forgotten where one of them is gone.
+
+        Raises:
+            DownloadError: one is not there.
+            OutputError: the record cannot be written.
+        """
+        for name, size in files.items():
+            if _size(self.root / name) != size:
+                raise DownloadError(f"{self.root / name}: was changed while it was unpacked: run again.")
+        before = self._read()
+        if before is None or any(_size(self.root / name) != size for name, size in before.files.items()):
+            before = _Record(self._hash, [], {})
         patterns = list(dict.fromkeys([*before.patterns, *self.patterns]))
         record = _Record(self._hash, patterns, before.files | dict(files))
         write_atomically(self._path, msgspec.json.encode(record))
@@ -94,7 +105,7 @@ def settle(archive: Path, unpacked: Unpacked, inner: Mapping[str, str], aside: P
         for name in files:
             _check_place(archive, aside / name, unpacked.root, name)
         try:
-            _move(aside, unpacked.root)
+            _merge(aside, unpacked.root)
         except OSError as fault:
             raise unwritable(unpacked.root, fault) from None
         unpacked.add(files)
@@ -104,10 +115,18 @@ def settle(archive: Path, unpacked: Unpacked, inner: Mapping[str, str], aside: P
 
 
 def _check_place(archive: Path, source: Path, root: Path, name: str) -> None:
-    """Raise `DownloadError` where something else has the place of a file."""
+    """Raise `DownloadError` where something else has the place of a file, or of a folder above it."""
+    for parent in reversed(PurePosixPath(name).parents[:-1]):
+        place = root / parent
+        if not place.is_dir() and (place.exists() or place.is_symlink()):
+            raise DownloadError(
+                f"{place}: is there already and is no folder, which {archive.name} has there: move it away, or name "
+                "another --root."
+            )
     target = root / name
     try:
-        if not target.exists() or (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+        free = not target.exists() and not target.is_symlink()
+        if free or (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             return
     except OSError:
         pass
@@ -116,14 +135,14 @@ def _check_place(archive: Path, source: Path, root: Path, name: str) -> None:
     )
 
 
-def _move(source: Path, target: Path) -> None:
+def _merge(source: Path, target: Path) -> None:
     """Move what is in a folder into another, whole folders at once where nothing is there."""
     for path in source.iterdir():
         place = target / path.name
         if path.is_dir() and place.is_dir():
-            _move(path, place)
-        elif not place.exists():
-            path.replace(place)
+            _merge(path, place)
+        elif not (path.is_file() and place.is_file()):  # that file is the same
+            move(path, place)
 
 
 def _size(path: Path) -> int | None:

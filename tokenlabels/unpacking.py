@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -32,6 +33,20 @@ _ALWAYS_FINE = 64 << 20
 
 _SPARE = 64 << 20
 """Bytes of disk that are left free."""
+
+_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    tarfile.TarError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
+"""What the readers of archives raise of damaged ones: the last two of sizes that no file has, IndexError of no name."""
 
 
 class _Member(NamedTuple):
@@ -67,8 +82,8 @@ def unpack(archive: Path, patterns: Sequence[str], folder: Path, progress: Progr
             progress.stage(f"unpacking {archive.name}", total)
             for name, member in wanted.items():
                 _write(archive, member, folder / name, progress)
-    except (zipfile.BadZipFile, zlib.error, tarfile.TarError, EOFError, NotImplementedError, ValueError) as fault:
-        raise _damaged(archive, str(fault)) from None
+    except _FAULTS as fault:
+        raise _damaged(archive, str(fault) or "a size that no file has") from None
     return {name: member.size for name, member in wanted.items()}
 
 
@@ -125,6 +140,10 @@ def _tar_members(bundle: tarfile.TarFile, folder: Path) -> Iterator[_Member]:
                 fault = "would leave the folder"
         name = f"{info.name}/" if info.isdir() else info.name
         yield _Member(name, info.size, fault, partial(_extracted, bundle, info))
+    assert bundle.fileobj is not None
+    bundle.fileobj.seek(bundle.offset)
+    if bundle.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes any such block for the end
+        raise tarfile.ReadError("the header of a member")
 
 
 def _extracted(bundle: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -144,6 +163,8 @@ def _checked(archive: Path, members: Iterator[_Member], patterns: Sequence[str])
             continue
         if member.fault:
             raise _refused(archive, member.name, member.fault)
+        if not _is_text(name):
+            raise _refused(archive, member.name, "has a name that is no UTF-8 text")
         if member.name.endswith("/"):
             continue
         if name in wanted:
@@ -164,6 +185,14 @@ def _checked(archive: Path, members: Iterator[_Member], patterns: Sequence[str])
             "another copy of it."
         )
     return wanted
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_room(archive: Path, total: int, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,9 @@ import distributed
 import numpy as np
 import pytest
 from helpers import fine, one_error_line
+from stores import files_of, s3_server
 from typer.testing import Result
+from upath import UPath
 from voc_data import CAT, Photo, save_mask, write_voc
 
 import tokenlabels
@@ -142,6 +145,32 @@ def test_mask_files_by_relative_places(cluster: str, tmp_path: Path, monkeypatch
     tokenlabels.build("voc", root="voc", out="serial", **options)
     tokenlabels.build("voc", root="voc", out="out", engine="dask", scheduler=cluster, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+
+
+def test_a_folder_of_json_files(
+    cluster: str, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which workers read themselves."""
+    monkeypatch.chdir(tmp_path)
+    Path("parts").mkdir()
+    for image in document["images"]:
+        entries = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
+        whole = {"images": [image], "annotations": entries, "categories": document["categories"]}
+        Path("parts", f"{image['id']}.json").write_text(json.dumps(whole))
+    options: dict[str, Any] = {"annotations": "parts", "rule": "pixel-ratio", "shard_rows": 1}
+    tokenlabels.build("coco", out="serial", **options)
+    tokenlabels.build("coco", out="out", engine="dask", scheduler=cluster, **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+
+
+def test_a_store_is_the_spool_and_the_output(cluster: str, sample_root: Path, tmp_path: Path) -> None:
+    """Workers know the store only from what they are sent."""
+    tokenlabels.build("coco", root=sample_root, out=tmp_path, **OVERLAP)
+    with s3_server() as bucket:
+        keys = {"key": "test", "secret": "test", "endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+        out = UPath(f"{bucket}/out", **keys)
+        tokenlabels.build("coco", root=sample_root, out=out, engine="dask", scheduler=cluster, **OVERLAP)
+        assert files_of(out) == contents(tmp_path)
 
 
 def test_a_worker_of_many_threads(sample_root: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
@@ -309,7 +338,7 @@ def test_a_folder_that_workers_cannot_write(
 
 def test_no_room_for_the_spool(cluster: str, sample_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match=r"file/out/.build/spool: cannot be written \(Not a directory\)"):
+    with pytest.raises(OutputError, match=r"file/out: cannot be written \(Not a directory\)"):
         on(cluster, sample_root, tmp_path / "file" / "out", **PIXELS)
 
 
@@ -361,8 +390,7 @@ def test_workers_that_do_not_see_the_folder(
     cluster: str, sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if every machine had a disk of its own."""
-    put = Spool.put
-    monkeypatch.setattr(Spool, "put", lambda spool, name, value: ("/elsewhere/1.task", put(spool, name, value)[1]))
+    monkeypatch.setattr(Spool, "put", lambda *_: (Path("/elsewhere/1.task"), ""))
     with pytest.raises(SchedulerError, match=r"does not see /elsewhere/1.task: --out must be a folder that every"):
         on(cluster, sample_root, tmp_path / "out", **PIXELS)
     assert list(tmp_path.iterdir()) == []
@@ -374,7 +402,8 @@ def test_a_task_that_was_exchanged_is_not_loaded(cluster: str, sample_root: Path
     spool.open()
     parcel = spool.put("1.task", ["a", "task"])
     assert read_parcel(parcel) == ["a", "task"]
-    Path(parcel[0]).write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR.")
+    assert isinstance(parcel[0], Path)
+    parcel[0].write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR.")
     with pytest.raises(OutputError, match="is not what was written there"):
         read_parcel(parcel)
     assert is_held(spool.lease)
@@ -390,6 +419,13 @@ def test_a_cluster_without_workers(tmp_path: Path) -> None:
         with pytest.raises(SchedulerError, match="has had no workers for 0 s: start some"), executor:
             list(executor.run("builtins:int", ["1"]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_one_executor_are_kept_apart(cluster: str, tmp_path: Path) -> None:
+    """Every split is a run of its own; Dask may remember results of the one before by their names."""
+    with DaskExecutor(tmp_path / "spool", scheduler=cluster) as executor:
+        for numbers in ([1, 2, 3], [4, 5, 6], [7], [], [8, 9]) * 5:
+            assert sorted(executor.run("builtins:int", map(str, numbers))) == numbers
 
 
 def test_the_spool_stays_small(cluster: str, tmp_path: Path) -> None:
@@ -461,6 +497,11 @@ def test_without_dask(sample_root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 1
     one_error_line(result.stderr, "pip install 'tokenlabels[dask]'")
     fine(invoke("build", "coco", "--root", sample_root, "--out", tmp_path / "out"))
+
+
+def test_the_memory_of_this_process_is_nowhere_else(sample_root: Path) -> None:
+    with pytest.raises(ParameterError, match="memory://out: is in the memory of one process: use --engine local"):
+        tokenlabels.build("coco", root=sample_root, out="memory://out", engine="dask")
 
 
 def test_an_unknown_engine(sample_root: Path, tmp_path: Path) -> None:

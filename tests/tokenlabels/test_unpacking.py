@@ -102,6 +102,18 @@ def test_a_name_with_a_nul(tmp_path: Path) -> None:
     refused(archive, "would be written outside the folder")
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "bad.tar", GOOD | {"set/\udcff.txt": b"x"})
+    refused(archive, "udcff", "has a name that is no UTF-8 text")
+    unpack(archive, ["other/*"], tmp_path / "out", Silent())
+
+
+def test_a_zip_member_without_a_name(tmp_path: Path) -> None:
+    archive = write_zip(tmp_path / "bad.zip", {"x": b"x"})
+    archive.write_bytes(archive.read_bytes().replace(b"x", b"\0"))
+    refused(archive)
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_name_twice(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"twice{suffix}"
@@ -212,6 +224,26 @@ def test_a_tar_of_negative_size_ends(tmp_path: Path) -> None:
     content[148:156] = b"%06o\0 " % sum(content[:512])
     (tmp_path / "a.tar").write_bytes(content)
     refused(tmp_path / "a.tar", "is damaged")
+
+
+@pytest.mark.parametrize("size", [10**30, 1 << 62, 1 << 40], ids=["too long", "all memory", "too long for the file"])
+@pytest.mark.parametrize("name", ["set/a", "./PaxHeaders/a"])
+def test_a_tar_member_of_a_size_that_no_file_has(name: str, size: int, tmp_path: Path) -> None:
+    content = bytearray(write_tar(tmp_path / "a.tar", {name: b"x"}).read_bytes())
+    content[124:136] = b"\x80" + min(size, 2**88 - 1).to_bytes(11, "big")
+    content[156:157] = b"x" if "Pax" in name else b"0"
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    (tmp_path / "a.tar").write_bytes(content)
+    refused(tmp_path / "a.tar")
+
+
+def test_a_tar_with_a_damaged_header_in_its_middle(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "a.tar", GOOD)
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"set/below")] ^= 1
+    archive.write_bytes(content)
+    refused(archive, "is damaged (the header of a member)")
 
 
 def test_an_archive_of_something_else(tmp_path: Path) -> None:
