@@ -258,7 +258,7 @@ def _listed(folder: Location) -> _Listed | None:
     for path in (folder / INDEX, folder / _STATE):
         try:
             return msgspec.json.decode(content(path), type=_Listed)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
         except OSError as fault:
             if not isinstance(path, Path) and not isinstance(fault, FileNotFoundError):

@@ -23,15 +23,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 import pyarrow as pa
 
-from tokenlabels.errors import OutputError, TokenLabelsError
+from tokenlabels.errors import OutputError
 from tokenlabels.export_arrays import as_written, members, npy_header
 from tokenlabels.export_folder import PlannedFile
+from tokenlabels.export_pictures import picture_path, unreadable_picture
 from tokenlabels.recutting import Chosen, GroupReader, rows_of
 from tokenlabels.shards import ShardHeader
-from tokenlabels.sources.paths import is_inside
 from tokenlabels.stats_shards import list_values
 from tokenlabels.storage import content
-from tokenlabels.store_faults import reason_of
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
@@ -161,12 +160,11 @@ def _decimal(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _picture(images: Location, name: str) -> tuple[str, bytes]:
-    if not name or not is_inside(name):
-        raise TokenLabelsError(f"{name!r} is no file name in {images}: the build names no picture there.")
+    path = picture_path(images, name)
     try:
-        picture = content(images / name)
+        picture = content(path)
     except OSError as fault:
-        raise TokenLabelsError(f"{images / name}: cannot be read ({reason_of(fault)}): is --images right?") from None
+        raise unreadable_picture(path, fault) from None
     return _end(picture, name), picture
 
 

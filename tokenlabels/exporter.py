@@ -5,6 +5,7 @@ An export is no build: it holds one grid, and `export.json` instead of a manifes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -16,6 +17,7 @@ import tokenlabels
 from tokenlabels.derived import check_elsewhere, content_digest
 from tokenlabels.errors import ParameterError
 from tokenlabels.export_folder import ExportedFile, PlannedFile, write_export
+from tokenlabels.export_pictures import pictures_digest
 from tokenlabels.progress import Progress, Silent
 from tokenlabels.reader import Build, read_header
 from tokenlabels.recutting import Chosen, GroupReader, cut, shard_rows_of
@@ -107,7 +109,7 @@ def export(
             "grid": name,
             "splits": splits,
             "shard_rows": shard_rows,
-            "images": images is not None,
+            "pictures_sha256": None if place is None else _pictures(build, name, splits, place, progress),
             "shards_sha256": content_digest([build]),
         },
         "header": msgspec.to_builtins(msgspec.structs.replace(header, split=", ".join(splits))),
@@ -140,6 +142,12 @@ def _check_pictures(
         progress.note(f"{build.path} has no pictures embedded: the samples hold labels only, unless you name --images.")
     if wanted != "webdataset" and embedded:
         progress.note(f"{wanted} holds no pictures: those of {build.path} are left out.")
+
+
+def _pictures(build: Build, grid: str, splits: Sequence[str], images: Location, progress: Progress) -> str:
+    progress.stage("looking for the pictures")
+    names = [build.table(grid, split, ["file_name"]).column(0).to_pylist() for split in splits]
+    return pictures_digest(images, itertools.chain.from_iterable(names))
 
 
 def _plan(

@@ -166,7 +166,7 @@ def check_ownership(out: Location) -> None:
     try:
         if exists(out) and not is_folder(out):
             raise OutputError(f"{out} is a file, not a folder: name another --out.")
-        if _is_ours(out):
+        if is_build(out):
             return
         strangers = sorted(name for name in names_in(out) if name != _STATE)
     except FileNotFoundError:
@@ -177,7 +177,12 @@ def check_ownership(out: Location) -> None:
         raise OutputError(f"{out} is not empty and holds no build ({strangers[0]}): name a new folder with --out.")
 
 
-def _is_ours(out: Location) -> bool:
+def is_build(out: Location) -> bool:
+    """Whether a folder is a build of this tool, finished or not.
+
+    Raises:
+        TokenLabelsError: the store cannot be asked.
+    """
     return _load(out / MANIFEST, _Listed) is not None or any(
         is_file(out / _STATE / name) for name in ("parameters.json", "discarded.json")
     )
@@ -402,7 +407,7 @@ def _load(path: Location, kind: type[S]) -> S | None:
     """A JSON file as `kind`, or None where it is absent or damaged."""
     try:
         return msgspec.json.decode(content(path), type=kind)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     except OSError as fault:
         if isinstance(path, Path) or isinstance(fault, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):

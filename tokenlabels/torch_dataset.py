@@ -107,7 +107,12 @@ class BuildDataset(IterableDataset[Any]):
         return -(-stretch.rows // (self._batch_size or 1))
 
     def __len__(self) -> int:
-        """Items of an epoch of this rank: batches with `batch_size`, else rows."""
+        """Items of an epoch of this rank: batches with `batch_size`, else rows.
+
+        Where a DataLoader makes the batches, with several workers, each worker ends with a smaller one: `len(loader)`,
+        which torch derives from this, is then too small by up to one batch a worker, and torch may warn. It is exact
+        with `batch_size` here and `DataLoader(dataset, batch_size=None)`.
+        """
         return self._items(self._mine)
 
     @property
@@ -136,7 +141,9 @@ class BuildDataset(IterableDataset[Any]):
 
         Args:
             loader: the DataLoader, of which `num_workers` and `batch_size` are looked at.
-            consumed: batches taken from it in this pass.
+            consumed: batches taken from it in this pass; 0 means the beginning of the pass that its workers began
+                last, which may still be the one before, so that after a state was loaded 0 is only right for the pass
+                that goes on from it, and after `set_epoch` with another epoch.
 
         Raises:
             ParameterError: DataLoader workers read and nothing was said of what was taken, or more than there is.

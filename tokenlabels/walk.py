@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenlabels.errors import TokenLabelsError
+from tokenlabels.output import is_build
 from tokenlabels.store_faults import as_os_error
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
 
-_BUILD_MARKS = (frozenset({".build/"}), frozenset({"manifest.json", "README.md"}))
-"""Names of which a folder has all where it is a build, unfinished or finished."""
+_BUILD_MARKS = frozenset({".build/", "manifest.json"})
+"""Names of which a folder has one where it may be a build."""
 
 
-def walk(folder: Location) -> Iterator[str]:
+def walk(folder: Location, passed: Callable[[str], None] = lambda _name: None) -> Iterator[str]:
     """Relative paths, with `/`, of the files below a folder.
 
     Names that begin with a dot are passed over, and so are builds of this tool below the folder. Links are followed,
     every folder once. Names that are no UTF-8 come with surrogates, as from `os.fsdecode`.
 
+    Args:
+        folder: where.
+        passed: told the relative path of each build that is passed over.
+
     Raises:
         TokenLabelsError: a folder cannot be listed.
     """
-    yield from _below(folder, "", set())
+    yield from _below(folder, "", set(), passed)
 
 
 def listed(folder: Location) -> list[str]:
@@ -52,9 +57,10 @@ def listed(folder: Location) -> list[str]:
     )
 
 
-def _below(folder: Location, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _below(folder: Location, prefix: str, seen: set[tuple[int, int]], passed: Callable[[str], None]) -> Iterator[str]:
     names = listed(folder)
-    if prefix and any(marks <= set(names) for marks in _BUILD_MARKS):
+    if prefix and not _BUILD_MARKS.isdisjoint(names) and is_build(folder):
+        passed(prefix.rstrip("/"))
         return
     if isinstance(folder, Path):
         status = folder.stat()
@@ -65,7 +71,7 @@ def _below(folder: Location, prefix: str, seen: set[tuple[int, int]]) -> Iterato
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _below(folder / name[:-1], prefix + name, seen)
+            yield from _below(folder / name[:-1], prefix + name, seen, passed)
         else:
             yield prefix + name
 

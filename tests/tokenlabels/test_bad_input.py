@@ -25,6 +25,7 @@ from PIL import Image
 from typer.testing import Result
 
 import tokenlabels
+from tokenlabels.check import FindingLog
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -881,3 +882,18 @@ def test_two_files_of_one_split_name_are_refused(document: Document, invoke: Inv
     chosen = invoke("build", "coco", "--root", tmp_path, "--split", "a-b", "--out", tmp_path / "out")
     assert chosen.exit_code == 0, chosen.stderr
     assert tokenlabels.open(tmp_path / "out").splits == ("a_b",)
+
+
+def test_places_count_entries_that_are_left_out(tmp_path: Path) -> None:
+    image = {"id": 1, "width": 40, "height": 30, "file_name": "a.jpg"}
+    entry = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12}
+    document = {"images": [5, image, image], "annotations": [5, entry], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "instances_a.json").write_text(json.dumps(document))
+    log = FindingLog(masks_scored=False)
+    tokenlabels.build("coco", annotations=tmp_path / "instances_a.json", out=tmp_path / "o", on_error="skip", log=log)
+    assert {finding.message for finding in log.listed()} >= {
+        "images[0] is no JSON object.",
+        "annotations[0] is no JSON object.",
+        "image id 1 occurs again as images[2] (a.jpg).",
+        "annotations[1] of image 1 has no usable id.",
+    }

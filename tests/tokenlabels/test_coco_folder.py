@@ -380,7 +380,8 @@ FILES = [
     pytest.param(b'{"image": {"image_id": 7, "width": 4, "height": 3}}', {"COCO007": 1}, 1, id="no annotations"),
     pytest.param(b'{"image": {}, "annotations": %s}' % NESTED, {"COCO007": 1}, 1, id="nested"),
     pytest.param(b'{"image": {}, "else": %s, "annotations": []}' % NESTED, {"COCO007": 1}, 1, id="nested elsewhere"),
-    pytest.param(one(image=[]), {"COCO001": 1, "COCO010": 1}, 1, id="an image that is no object"),
+    pytest.param(one(image=[]), {"COCO001": 1}, 1, id="an image that is no object"),
+    pytest.param(one(image={"width": 4, "height": 3}), {"COCO001": 1}, 1, id="an image without an id"),
     pytest.param(one(image=IMAGE | {"width": "x"}), {"COCO001": 1}, 1, id="a width that is no number"),
     pytest.param(one(image=IMAGE | {"width": 10**6, "height": 10**6}), {"COCO003": 1}, 1, id="an impossible size"),
     pytest.param(one(image=IMAGE | {"image_id": 1}), {"COCO002": 1}, 1, id="an id that is taken"),
@@ -421,6 +422,41 @@ def test_what_a_file_may_hold(data: bytes, codes: dict[str, int], images: int, t
         with pytest.raises(FindingsError, match=r"COCO\d\d\d sub/odd\.json: .*nothing was built"):
             build(tmp_path / "some", tmp_path / "other")
         assert not (tmp_path / "other").exists()
+
+
+def test_findings_name_the_place_in_their_own_file(tmp_path: Path) -> None:
+    """Of the files that are read together each has its own count, entries that are left out included."""
+    box = {"bbox": [1, 2, 3, 4], "area": 12}
+    strange = box | {"image_id": "else"}
+    filed = {"category_id": 1}
+    files = {
+        "1": {"image": IMAGE | {"image_id": 1}, "annotations": [BOX, box]},
+        "2": {"image": IMAGE | {"image_id": 2}, "annotations": [strange, box]},
+        "3": {"image": IMAGE | {"image_id": 3}, "annotations": [5, BOX | filed, strange | filed, box | filed]},
+        "2b": {"image": IMAGE | {"image_id": 2}, "annotations": [BOX]},
+        "5": {"image": None, "annotations": [box]},
+        "6": {"image": {"id": "x"}, "annotations": [{"image_id": []}]},
+        "7": {"image": IMAGE | {"image_id": 1}, "annotations": [BOX]},
+    }
+    (tmp_path / "some").mkdir()
+    for name, document in files.items():
+        (tmp_path / "some" / f"{name}.json").write_text(json.dumps(document))
+    (tmp_path / "some" / "8.json").symlink_to(tmp_path / "nowhere")
+    log = FindingLog(masks_scored=False)
+    build(tmp_path / "some", tmp_path / "out", on_error="skip", log=log)
+    assert sorted((finding.file, finding.code, finding.message) for finding in log.listed()) == [
+        ("1.json", "COCO014", "annotations[1] of image 1 has no usable id."),
+        ("2.json", "COCO012", "annotations[0] of image else belongs to an image that is not in the file."),
+        ("2.json", "COCO014", "annotations[1] of image 2 has no usable id."),
+        ("2b.json", "COCO002", "image id 2 occurs again, it is that of 2.json."),
+        ("3.json", "COCO010", "annotations[0] is no JSON object."),
+        ("3.json", "COCO012", "annotations[2] of image else belongs to an image that is not in the file."),
+        ("3.json", "COCO014", "annotations[3] of image 3 has no usable id."),
+        ("5.json", "COCO001", "its image is no JSON object."),
+        ("6.json", "COCO001", "image x has no whole-number width and height (width None, height None)."),
+        ("7.json", "COCO002", "image id 1 occurs again, it is that of 1.json."),
+        ("8.json", "COCO007", "is not there, or a link to nothing."),
+    ]
 
 
 MASKS = [
@@ -519,6 +555,31 @@ def test_strange_things_in_a_folder_are_named_or_passed_over(tmp_path: Path) -> 
     assert any("\\xff.json" in finding.message for finding in log.listed())
     again = build(folder, folder / "out2", on_error="skip")
     assert again.manifest["sources"] == built.manifest["sources"], "a build below the folder is none of its files"
+
+
+def test_only_builds_of_this_tool_are_passed_over_and_that_is_told(tmp_path: Path, invoke: Invoke) -> None:
+    """Data sets have a `manifest.json`, too, and packages of Swift a folder `.build`."""
+    folder = tmp_path / "some"
+    build(write_one(folder / "a", 1).parent, folder / "mine")
+    (folder / "half" / ".build").mkdir(parents=True)
+    (folder / "half" / ".build" / "parameters.json").write_text("{}")
+    for index, text in enumerate((b'{"shards": []}', b'{"tool": {"name": "else"}, "shards": []}', b'{"tool": "\xff"}')):
+        place = write_one(folder / f"b{index}", 2 + index)
+        (place.parent / "manifest.json").write_bytes(text)
+        (place.parent / "README.md").touch()
+    (write_one(folder / "c", 9).parent / ".build").mkdir()
+    words = ("--annotations", folder, "--out", tmp_path / "out", "--on-error", "skip")
+    told = fine(invoke("build", "coco", *words)).stderr
+    found = tokenlabels.open(tmp_path / "out")
+    assert sorted(row["image_id"] for row in found.table().to_pylist()) == ["1", "2", "3", "4", "9"]
+    assert found.manifest["findings"]["COCO007"] == 3
+    assert all(f"some/{name} is a build of tokenlabels: it is passed over." in told for name in ("mine", "half"))
+
+
+def write_one(folder: Path, image_id: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_bytes(one(image=IMAGE | {"image_id": image_id}))
+    return folder / "x.json"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,7 +164,44 @@ def test_pictures_may_come_from_a_folder(ragged: Build, sample_root: Path, tmp_p
     result = invoke(*words[:-1], tmp_path / "none", "--images", tmp_path / "empty")
     assert result.exit_code == 1
     one_error_line(result.stderr, str(tmp_path / "empty"), "cannot be read", "--images")
-    assert [path.name for path in (tmp_path / "none").iterdir()] == [".export.json"]
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_pictures_of_another_folder_are_another_export(
+    finished: bool, ragged: Build, sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of one folder are neither kept beside those of another, nor taken for them."""
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"format": "webdataset", "split": "train", "shard_rows": 4}
+    shutil.copytree(sample_root / "train", tmp_path / "other")
+    for path in (tmp_path / "other").iterdir():
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with monkeypatch.context() as patch:
+        if not finished:
+            patch.setattr("tokenlabels.export_webdataset.content", ending_after(5))
+        with pytest.raises(OutputError, match="the disk is gone") if not finished else contextlib.nullcontext():
+            tokenlabels.export(ragged, out, images=sample_root / "train", **options)
+    before = contents(out)
+    assert ("export.json" in before) == finished
+    with pytest.raises(OutputError, match=r"export with other parameters \(pictures_sha256 was .*--overwrite"):
+        tokenlabels.export(ragged, out, images=tmp_path / "other", **options)
+    assert contents(out) == before
+    tokenlabels.export(ragged, out, images=tmp_path / "other", overwrite=True, **options)
+    files = {row["file_name"]: (tmp_path / "other" / row["file_name"]).read_bytes() for row in rows_of(ragged, "train")}
+    assert [sample.get("png", sample.get("jpg")) for sample in samples(out, "train")] == list(files.values())
+
+
+def ending_after(number: int) -> Callable[[Path], bytes]:
+    """`content`, which fails after so many pictures."""
+    count = itertools.count()
+
+    def content(path: Path) -> bytes:
+        if next(count) == number:
+            raise OutputError("the disk is gone.")
+        return path.read_bytes()
+
+    return content
 
 
 def test_labels_without_pictures_are_told(ragged: Build, tmp_path: Path, invoke: Invoke) -> None:
@@ -431,7 +471,7 @@ def test_an_export_may_go_to_a_store_and_come_from_one(ragged: Build, tmp_path: 
     stored = tokenlabels.open(copied(ragged, f"memory://export/{tmp_path.name}/build"))
     place = f"memory://export/{tmp_path.name}/out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tokenlabels.export_folder.upload", failing_at(3))
+        patch.setattr("tokenlabels.shards.upload", failing_at(6))
         with pytest.raises(OutputError, match=r"cannot be written \(the store is down\)"):
             tokenlabels.export(stored, place, format="npz", shard_rows=4)
     made = located(place)
@@ -459,11 +499,11 @@ def failing_at(number: int) -> Callable[..., None]:
     """`upload`, but the so-manyth fails."""
     calls: list[Any] = []
 
-    def upload(path: Any, *rest: Any) -> None:
+    def upload(path: Any, *rest: Any, create: bool = False) -> None:
         calls.append(path)
         if len(calls) == number:
             raise OSError("the store is down")
-        storage.upload(path, *rest)
+        storage.upload(path, *rest, create=create)
 
     return upload
 

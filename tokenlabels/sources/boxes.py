@@ -43,10 +43,20 @@ def file_of(file: FileNames, image_id: int | str) -> str:
 
 
 class AnnotationNotes:
-    """The m annotation entries of a file, which of them are usable, and how to report faults of them."""
+    """The m annotation entries of a file, which of them are usable, and how to report faults of them.
 
-    def __init__(self, entries: Sequence[Entry], file: FileNames, log: FindingLog) -> None:
+    Args:
+        entries: the annotations.
+        file: where they are.
+        log: receives the findings.
+        places: index of each in the list of its file; None: as here.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], file: FileNames, log: FindingLog, places: Sequence[int] | None = None
+    ) -> None:
         self.entries = entries
+        self._places = range(len(entries)) if places is None else places
         self.usable = np.ones(len(entries), np.bool_)
         self._file = file
         self._log = log
@@ -65,7 +75,7 @@ class AnnotationNotes:
     def report(self, kind: Kind, index: int, problem: str) -> None:
         """Report one fault of one entry."""
         entry = self.entries[index]
-        named = f"annotation {entry.id}" if entry.id is not None else f"annotations[{index}]"
+        named = f"annotation {entry.id}" if entry.id is not None else f"annotations[{self._places[index]}]"
         self._log.add(
             kind,
             file_of(self._file, entry.image_id),

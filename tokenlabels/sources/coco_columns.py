@@ -40,7 +40,7 @@ def to_records(document: Document, file: FileNames, reading: Reading, log: Findi
         left_out |= {entry.id for entry in kept_images[reading.limit :]}
         kept_images = kept_images[: reading.limit]
     entries = document.annotations
-    notes = AnnotationNotes(entries, file, log)
+    notes = AnnotationNotes(entries, file, log, document.annotation_places)
     rows = _positions([entry.id for entry in kept_images], list(map(attrgetter("image_id"), entries)))
     categories = _positions(
         [category.id for category in document.categories], list(map(attrgetter("category_id"), entries))
@@ -75,10 +75,11 @@ def _check_images(document: Document, file: FileNames, log: FindingLog) -> tuple
     kept: list[ImageEntry] = []
     left_out = set(document.lost_images)
     seen: set[str] = set()
-    for index, entry in enumerate(document.images):
+    places = range(len(document.images)) if document.image_places is None else document.image_places
+    for place, entry in zip(places, document.images, strict=True):
         image_id = str(entry.id)
         if image_id in seen:
-            message = f"image id {image_id} occurs again as images[{index}] ({entry.file_name[:200]})."
+            message = f"image id {image_id} occurs again as images[{place}] ({entry.file_name[:200]})."
             log.add(check.IMAGE_DUPLICATE, file_of(file, entry.id), message, image_id=image_id)
             continue
         seen.add(image_id)

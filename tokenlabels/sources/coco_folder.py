@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ def read_folder(
     """
     called = folder.resolve().name or str(folder)
     reading.progress(f"listing {called}")
-    names = Texts.of(islice(_json_files(folder, called, log), reading.limit))
+    names = Texts.of(islice(_json_files(folder, called, reading.note, log), reading.limit))
     how = FolderReading(
         folder=folder.resolve(),
         log=log.fresh(),
@@ -142,8 +142,8 @@ def _is_json(name: str) -> bool:
     return name[-5:].lower() == ".json"
 
 
-def _json_files(folder: Location, called: str, log: FindingLog) -> Iterator[str]:
-    for name in walk(folder):
+def _json_files(folder: Location, called: str, note: Callable[[str], None], log: FindingLog) -> Iterator[str]:
+    for name in walk(folder, lambda build: note(f"{called}/{build} is a build of tokenlabels: it is passed over.")):
         if not _is_json(name):
             continue
         try:
@@ -206,14 +206,14 @@ def _first_of_each_id(records: DeferredRecords, log: FindingLog) -> NDArray[np.b
     alike[order[1:]] |= same
     alike[order[:-1]] |= same
     fine = np.ones(len(records), np.bool_)
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for index in np.flatnonzero(alike).tolist():
         image_id = records.image_ids[index]
         if image_id in seen:
-            message = duplicate(image_id, records.file_names[index])
+            message = duplicate(image_id, records.sources[seen[image_id]])
             log.add(check.IMAGE_DUPLICATE, records.sources[index], message, image_id=image_id)
             fine[index] = False
-        seen.add(image_id)
+        seen.setdefault(image_id, index)
     return fine
 
 

@@ -92,6 +92,10 @@ class Document:
     """Ids of malformed image entries, which are not in `images`."""
     ids_per_image: bool = False
     """Ids of annotations need to differ only within an image."""
+    image_places: Sequence[int] | None = None
+    """Index of each image in the list of its file; None: the one that it has here."""
+    annotation_places: Sequence[int] | None = None
+    """Index of each annotation in the list of its file; None: the one that it has here."""
 
 
 def read_document(data: Any, path: Location, log: FindingLog, *, masks: bool) -> Document:
@@ -164,8 +168,8 @@ def _decode_entries(data: Any, path: Location, log: FindingLog, entry_type: type
     except msgspec.ValidationError as fault:
         raise AnnotationFileError(path, _wrong_shape(reread(data, path, fault))) from None
     lost: set[EntryId] = set()
-    images = _each(loose.images, ImageEntry, lambda raw, place: _mend_image(raw, place, path, log, lost))
-    annotations = _each(
+    images, image_places = _each(loose.images, ImageEntry, lambda raw, place: _mend_image(raw, place, path, log, lost))
+    annotations, annotation_places = _each(
         loose.annotations, entry_type, lambda raw, place: _mend_annotation(raw, place, path, log, entry_type)
     )
     categories = []
@@ -176,7 +180,10 @@ def _decode_entries(data: Any, path: Location, log: FindingLog, entry_type: type
             raise AnnotationFileError(
                 path, f"categories[{index}] is malformed ({fault}): it needs a whole-number id and a name."
             ) from None
-    return Document(images, annotations, category_table(categories, path, log), frozenset(lost))
+    table = category_table(categories, path, log)
+    return Document(
+        images, annotations, table, frozenset(lost), image_places=image_places, annotation_places=annotation_places
+    )
 
 
 def _wrong_shape(data: bytes) -> str:
@@ -199,17 +206,22 @@ def _wrong_shape(data: bytes) -> str:
 T = TypeVar("T")
 
 
-def _each(raws: list[msgspec.Raw], kind: type[T], mend: Callable[[msgspec.Raw, int], T | None]) -> list[T]:
+def _each(
+    raws: list[msgspec.Raw], kind: type[T], mend: Callable[[msgspec.Raw, int], T | None]
+) -> tuple[list[T], list[int]]:
+    """Entries, and the index of each."""
     decoder = msgspec.json.Decoder(kind)
-    entries = []
+    entries, places = list[T](), list[int]()
     for place, raw in enumerate(raws):
+        entry: T | None
         try:
-            entries.append(decoder.decode(raw))
+            entry = decoder.decode(raw)
         except msgspec.ValidationError:
-            mended = mend(raw, place)
-            if mended is not None:
-                entries.append(mended)
-    return entries
+            entry = mend(raw, place)
+        if entry is not None:
+            entries.append(entry)
+            places.append(place)
+    return entries, places
 
 
 def _fields(raw: msgspec.Raw) -> dict[str, msgspec.Raw] | None:

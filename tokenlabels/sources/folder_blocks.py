@@ -206,7 +206,7 @@ def _read(folder: Location, name: str) -> _Read:
     path = folder / name
     try:
         if isinstance(path, Path):
-            too_large = path.is_file() and size_of(path) > MAX_FILE_BYTES
+            too_large = size_of(path) > MAX_FILE_BYTES
             data = memoryview(b"") if too_large else read_bytes(path)
         else:
             data = memoryview(content(path, MAX_FILE_BYTES + 1))
@@ -214,7 +214,8 @@ def _read(folder: Location, name: str) -> _Read:
     except AnnotationFileError as fault:
         return _Read(name, memoryview(b""), fault, bytes(32))
     except OSError as fault:
-        problem = f"cannot be read ({reason_of(fault)})"
+        gone = isinstance(fault, FileNotFoundError)
+        problem = "is not there, or a link to nothing" if gone else f"cannot be read ({reason_of(fault)})"
         return _Read(name, memoryview(b""), AnnotationFileError(path, problem), bytes(32))
     if too_large:
         problem = f"has more than {MAX_FILE_BYTES >> 20} MiB, absurdly much for one image"
@@ -253,8 +254,9 @@ class _Reader:
         how, log = self._how, self._log
         images: list[ImageEntry] = []
         annotations: list[BoxEntry] = []
+        places: list[int] = []
         names: dict[EntryId, str] = {}
-        seen: set[str] = set()
+        by_text: dict[str, str] = {}
         for read in group:
             if read.fault is not None:
                 log.add(check.IMAGE_JSON, read.name, f"{read.fault.problem.rstrip('.')}.")
@@ -264,19 +266,19 @@ class _Reader:
                 continue
             self._agree(found, read.name)
             image_id = str(found.image.id)
-            if image_id in seen:
-                log.add(check.IMAGE_DUPLICATE, read.name, duplicate(image_id, found.image.file_name), image_id=image_id)
+            if image_id in by_text:
+                log.add(check.IMAGE_DUPLICATE, read.name, duplicate(image_id, by_text[image_id]), image_id=image_id)
                 continue
-            seen.add(image_id)
+            by_text[image_id] = read.name
             names[found.image.id] = read.name
             images.append(found.image)
             annotations += found.annotations
+            places += found.places
         if self.table is None or not images:
             return None
-        document = Document(images, annotations, self.table[1], ids_per_image=True)
+        document = Document(images, annotations, self.table[1], ids_per_image=True, annotation_places=places)
         reading = Reading(masks=how.masks, shapes=how.shapes, rasterizer=how.rasterizer)
         records = to_records(document, names, reading, log)
-        by_text = {str(image_id): name for image_id, name in names.items()}
         files = [by_text[image_id] for image_id in records.image_ids]
         beside = [_beside(file, name) for file, name in zip(files, records.file_names, strict=True)]
         return (replace(records, file_names=beside), files) if files else None
@@ -304,9 +306,9 @@ def agree(folder: Location, first: Table, other: Table) -> None:
         )
 
 
-def duplicate(image_id: str, file_name: str) -> str:
-    """The message that an image id occurs in a second file."""
-    return f"image id {image_id} occurs again ({file_name[:200]})."
+def duplicate(image_id: str, first: str) -> str:
+    """The message that an image id occurs again, after a first file."""
+    return f"image id {image_id} occurs again, it is that of {first[-200:]}."
 
 
 def _beside(file: str, name: str) -> str:

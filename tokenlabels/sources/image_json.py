@@ -18,7 +18,7 @@ import msgspec
 
 from tokenlabels import check
 from tokenlabels.annotations import Category
-from tokenlabels.check import FindingLog
+from tokenlabels.check import Finding, FindingLog
 from tokenlabels.errors import AnnotationFileError
 from tokenlabels.sources.coco_json import Box, BoxEntry, E, EntryId, ImageEntry, Int64, read_document, reread
 
@@ -71,11 +71,12 @@ class _Shape(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image, its annotations, and the category table of its file."""
+    """One image, its annotations, the category table of its file, and where in its list each annotation is."""
 
     image: ImageEntry
     annotations: Sequence[BoxEntry]
     categories: tuple[Category, ...]
+    places: Sequence[int]
 
 
 def parse_image_file(data: Any, name: str, log: FindingLog, *, masks: bool) -> ImageFile | None:
@@ -101,10 +102,11 @@ def parse_image_file(data: Any, name: str, log: FindingLog, *, masks: bool) -> I
             entry.image_id = image_id
         elif entry.image_id != image_id:
             strangers = True
-    entries = cast(list[BoxEntry], found.annotations)
+    entries, places = cast(list[BoxEntry], found.annotations), range(len(found.annotations))
+    entry_of_image = ImageEntry(image_id, image.width, image.height, image.file_name)
     if strangers:
-        entries = _own(entries, image_id, name, log)
-    return ImageFile(ImageEntry(image_id, image.width, image.height, image.file_name), entries, DEFAULT_TABLE)
+        return _with_own(entry_of_image, entries, places, DEFAULT_TABLE, name, log)
+    return ImageFile(entry_of_image, entries, DEFAULT_TABLE, places)
 
 
 def describes_image(data: Any) -> bool:
@@ -116,18 +118,26 @@ def describes_image(data: Any) -> bool:
     return shape.image is not None or len(shape.images or ()) == 1
 
 
-def _own(entries: Sequence[BoxEntry], image_id: EntryId, name: str, log: FindingLog) -> list[BoxEntry]:
-    """The entries that are of this image; others are reported."""
-    kept = []
-    for index, entry in enumerate(entries):
-        if str(entry.image_id) == str(image_id):
-            entry.image_id = image_id
+def _with_own(
+    image: ImageEntry,
+    entries: Sequence[BoxEntry],
+    places: Sequence[int],
+    categories: tuple[Category, ...],
+    name: str,
+    log: FindingLog,
+) -> ImageFile:
+    """The image with the entries that are of it; others are reported."""
+    kept, kept_places = list[BoxEntry](), list[int]()
+    for index, entry in zip(places, entries, strict=True):
+        if str(entry.image_id) == str(image.id):
+            entry.image_id = image.id
             kept.append(entry)
+            kept_places.append(index)
             continue
         named = f"annotation {entry.id}" if entry.id is not None else f"annotations[{index}]"
         message = f"{named} of image {entry.image_id} belongs to an image that is not in the file."
         log.add(check.UNKNOWN_IMAGE, name, message, image_id=str(entry.image_id), annotation_id=entry.id)
-    return kept
+    return ImageFile(image, kept, categories, kept_places)
 
 
 def _parse_other(data: Any, name: str, log: FindingLog, *, masks: bool) -> ImageFile | None:
@@ -141,11 +151,29 @@ def _parse_other(data: Any, name: str, log: FindingLog, *, masks: bool) -> Image
     except AnnotationFileError as fault:
         log.add(check.IMAGE_JSON, name, f"{fault.problem.rstrip('.')}.")
         return None
-    log.extend([msgspec.structs.replace(finding, file=name) for finding in found.listed()], found.counts)
-    if not document.images:
+    findings, counts = [_in_file(finding, name) for finding in found.listed()], found.counts
+    if not document.images:  # its annotations go with it
+        code = check.code_of(check.IMAGE_MALFORMED, log.source_format)
+        log.extend([finding for finding in findings if finding.code == code], {code: counts[code]})
         return None
-    image = document.images[0]
-    return ImageFile(image, _own(document.annotations, image.id, name, log), document.categories)
+    log.extend(findings, counts)
+    places = document.annotation_places
+    return _with_own(
+        document.images[0],
+        document.annotations,
+        range(len(document.annotations)) if places is None else places,
+        document.categories,
+        name,
+        log,
+    )
+
+
+def _in_file(finding: Finding, name: str) -> Finding:
+    """A finding of the instances file as one of the file that it stands for, which has one image."""
+    message = finding.message
+    if message.startswith("images[0] "):
+        message = "its image" + message.removeprefix("images[0]")
+    return msgspec.structs.replace(finding, file=name, message=message)
 
 
 def _as_instances(data: Any, path: Path) -> bytes:
