@@ -492,7 +492,7 @@ def test_options_that_contradict(
 
 
 def test_without_dask(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
-    monkeypatch.setattr("tokenlabels.builder.find_spec", lambda name: None)
+    monkeypatch.setattr("tokenlabels.engines.find_spec", lambda name: None)
     result = invoke("build", "coco", "--root", sample_root, "--out", tmp_path / "out", "--engine", "dask")
     assert result.exit_code == 1
     one_error_line(result.stderr, "pip install 'tokenlabels[dask]'")
