@@ -46,7 +46,7 @@ def workers_for(workers: int | None, source: Source, *places: Location, engine: 
     if hidden is None:
         return workers
     if workers not in (None, 1) or engine != "local":
-        raise ParameterError(f"{hidden}: is in the memory of one process: use --engine local, --workers 1.")
+        raise ParameterError(f"{hidden}: is in the memory of one process: use one worker (--engine local --workers 1).")
     return 1
 
 

@@ -500,7 +500,7 @@ def test_without_dask(sample_root: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_memory_of_this_process_is_nowhere_else(sample_root: Path) -> None:
-    with pytest.raises(ParameterError, match="memory://out: is in the memory of one process: use --engine local"):
+    with pytest.raises(ParameterError, match="memory://out: is in the memory of one process: use one worker"):
         tokenlabels.build("coco", root=sample_root, out="memory://out", engine="dask")
 
 
