@@ -299,9 +299,9 @@ def check(
     places = Places(root, annotations, images, masks, split, sample)
     meaning = ignore, background, reduce_zero_label, None if stuff is None else stuff.value, mask_suffix
     with errors_reported(debug=context.obj["debug"]), StderrProgress() as progress:
-        from tokenlabels.builder import make_executor, workers_for
         from tokenlabels.check import FindingLog
         from tokenlabels.checking import check_source
+        from tokenlabels.engines import make_executor, workers_for
         from tokenlabels.sources.locate import split_categories
 
         class_list, _ = split_categories(source.value, categories)

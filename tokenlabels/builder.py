@@ -6,19 +6,17 @@ knows which are finished, so that a killed build goes on where it was.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import tokenlabels
 from tokenlabels.check import FindingLog
 from tokenlabels.cutting import planned_files, tasks_of
-from tokenlabels.errors import FindingsError, ParameterError, TokenLabelsError
-from tokenlabels.executors import Executor, ProcessExecutor, SerialExecutor
+from tokenlabels.engines import Engine, make_executor, work_of, workers_for
+from tokenlabels.errors import FindingsError
+from tokenlabels.executors import Executor
 from tokenlabels.finishing import finish_build
 from tokenlabels.grid import ImageSizeLike, PatchLike
 from tokenlabels.options import BuildOptions, CheckLevel, OnError
@@ -32,7 +30,6 @@ from tokenlabels.output import (
     is_unfinished,
     remove_temporaries,
     resume,
-    spools_of,
 )
 from tokenlabels.planning import Plan, make_plan, new_log
 from tokenlabels.progress import Progress, Silent
@@ -41,19 +38,11 @@ from tokenlabels.shards import SCHEMA_VERSION
 from tokenlabels.sources.base import Source
 from tokenlabels.sources.locate import find_source, split_categories
 from tokenlabels.sources.masks import Rasterizer
-from tokenlabels.storage import located, stays_in_process
+from tokenlabels.storage import located
 from tokenlabels.store_faults import explained
-from tokenlabels.threads import cores
-
-Engine: TypeAlias = Literal["local", "dask"]
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
-
-_BYTES_PER_WORKER = 24 << 20
-"""Annotation bytes below which a further worker process costs more than it saves."""
-
-_FEW_CORES = 4
 
 
 @explained()
@@ -252,64 +241,6 @@ def build_source(
                     log.extend(entry.findings, entry.counts)
             finish_build(folder, _manifest(plan, log), entries)
     return open_build(folder)
-
-
-def work_of(source: Source, options: BuildOptions) -> int:
-    """What a build has to do, as bytes of JSON that take as long.
-
-    Resizing pictures pays for every core; on few of them threads do as well as processes, and start at once.
-    """
-    if options.embed_size is not None and cores() > _FEW_CORES:
-        return sys.maxsize
-    return source.input_bytes(masks=options.rule.kind.reads_masks)
-
-
-def workers_for(workers: int | None, source: Source, *places: Location, engine: Engine = "local") -> int | None:
-    """The number of workers, 1 where nobody chose and a place is in this process's memory.
-
-    Raises:
-        ParameterError: other processes could not see such a place.
-    """
-    hidden = next((place for place in (*source.places(), *places) if stays_in_process(place)), None)
-    if hidden is None:
-        return workers
-    if workers not in (None, 1) or engine != "local":
-        raise ParameterError(f"{hidden}: is in the memory of one process: use --engine local, --workers 1.")
-    return 1
-
-
-def make_executor(
-    workers: int | None,
-    input_bytes: int,
-    *,
-    engine: Engine = "local",
-    scheduler: str | None = None,
-    out: Location | None = None,
-) -> Executor:
-    """Serial for one worker or little work, else processes; with `engine="dask"` a cluster that writes into `out`.
-
-    Raises:
-        ParameterError: parameters that contradict each other.
-        TokenLabelsError: Dask is not installed.
-    """
-    if workers is not None and not 1 <= workers <= 1024:
-        raise ParameterError(f"workers {workers} is out of range: 1 to 1024.")
-    if engine not in ("local", "dask"):
-        raise ParameterError(f"unknown engine {engine!r}: use local or dask.")
-    if scheduler is not None and engine != "dask":
-        raise ParameterError("--scheduler goes with --engine dask.")
-    if scheduler is not None and workers not in (None, 1):
-        raise ParameterError("--workers starts processes here; the cluster of --scheduler has its own: leave it out.")
-    if workers is None:
-        workers = max(1, min(cores(), input_bytes // _BYTES_PER_WORKER))
-    if engine == "dask":
-        if find_spec("distributed") is None:
-            raise TokenLabelsError("--engine dask needs Dask, which is not installed: pip install 'tokenlabels[dask]'.")
-        from tokenlabels.dask_executor import DaskExecutor
-
-        spool = spools_of(out) if out is not None and (scheduler or isinstance(out, Path)) else None
-        return DaskExecutor(spool, scheduler=scheduler, workers=workers)
-    return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 
 
 def _run(

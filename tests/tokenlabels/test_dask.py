@@ -492,7 +492,7 @@ def test_options_that_contradict(
 
 
 def test_without_dask(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
-    monkeypatch.setattr("tokenlabels.builder.find_spec", lambda name: None)
+    monkeypatch.setattr("tokenlabels.engines.find_spec", lambda name: None)
     result = invoke("build", "coco", "--root", sample_root, "--out", tmp_path / "out", "--engine", "dask")
     assert result.exit_code == 1
     one_error_line(result.stderr, "pip install 'tokenlabels[dask]'")
@@ -500,7 +500,7 @@ def test_without_dask(sample_root: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_memory_of_this_process_is_nowhere_else(sample_root: Path) -> None:
-    with pytest.raises(ParameterError, match="memory://out: is in the memory of one process: use --engine local"):
+    with pytest.raises(ParameterError, match="memory://out: is in the memory of one process: use one worker"):
         tokenlabels.build("coco", root=sample_root, out="memory://out", engine="dask")
 
 

@@ -28,7 +28,7 @@ import tokenlabels
 from bavit.pictures import PictureReader
 from bavit.rows import read_rows
 from tokenlabels import output
-from tokenlabels.builder import make_executor
+from tokenlabels.engines import make_executor
 from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError, ParameterError
 from tokenlabels.reader import read_header
 from tokenlabels.sample import VOC_FOLDER
