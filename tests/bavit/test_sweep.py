@@ -241,6 +241,7 @@ class TestResuming:
         monkeypatch.setattr(Yolos, "forward", counting)
         return counted
 
+    @pytest.mark.slow
     def test_a_killed_sweep_goes_on_and_another_begins_anew(
         self, bavit: BAViT, yolos: Yolos, data: DetectionSet, tmp_path: Path, calls: list[int],
         monkeypatch: pytest.MonkeyPatch,

@@ -678,6 +678,7 @@ def test_what_nobody_reads_may_hold_anything(entry: str, document: Document, inv
     assert held(tmp_path / "out")[1] == [11, 12, 13]
 
 
+@pytest.mark.slow
 def test_a_segmentation_nested_to_the_edge_costs_at_most_the_file(
     document: Document, invoke: Invoke, tmp_path: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_folder_of_json_files(
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
 
 
+@pytest.mark.slow
 def test_a_store_is_the_spool_and_the_output(cluster: str, sample_root: Path, tmp_path: Path) -> None:
     """Workers know the store only from what they are sent."""
     tokenlabels.build("coco", root=sample_root, out=tmp_path, **OVERLAP)
@@ -221,6 +222,7 @@ def test_a_killed_worker_changes_nothing(
     assert set(client.run(os.getpid).values()) != set(pids.values())
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_every_worker(cluster: str, tmp_path: Path) -> None:
     with (
         pytest.raises(WorkerDiedError, match="ended every worker that ran it"),
@@ -230,6 +232,7 @@ def test_a_task_that_kills_every_worker(cluster: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(
     cluster: str, client: Any, sample_root: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:

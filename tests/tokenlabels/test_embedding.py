@@ -499,7 +499,7 @@ def test_pictures_that_readers_turn_are_told_of(orientation: int, counted: int, 
 def test_threads_leave_the_filters_of_warnings_as_they_were(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second to begin ends last, and would restore what the first had set."""
     pauses = iter([0.1, 0.5])
-    monkeypatch.setattr("tokenlabels.builder.cores", lambda: 2)
+    monkeypatch.setattr("tokenlabels.threads.cores", lambda: 2)
     monkeypatch.setattr("tokenlabels.model_input._check_size", lambda *_: time.sleep(next(pauses, 0)))
     before = list(warnings.filters)
     build(voc, embed_size=96)

@@ -122,6 +122,7 @@ def test_what_is_accepted_is_the_reading_of_the_library(text: str) -> None:
         np.testing.assert_allclose(np.concatenate(parsed), np.concatenate(expected), rtol=1e-15, atol=0)
 
 
+@pytest.mark.slow
 @given(text=polygon_texts(near_ties()))
 @settings(deadline=None, max_examples=400)
 def test_numbers_beside_a_tie_land_on_the_lattice_point_of_the_library(text: str) -> None:

@@ -290,6 +290,7 @@ def test_a_build_with_other_parameters_that_began_at_the_same_moment(
     assert output.resume(out, {"tau": 0.1}, overwrite=False) == {}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(
     uploaded: str, bucket: str, data: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:

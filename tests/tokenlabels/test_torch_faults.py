@@ -110,6 +110,7 @@ def test_without_torch_it_is_said_what_to_install(many: Build) -> None:
     )
 
 
+@pytest.mark.slow
 def test_passes_that_are_left_open_end_silently_with_python(many: Build, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import sys, torch, tokenlabels\n"

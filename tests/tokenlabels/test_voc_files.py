@@ -270,7 +270,13 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("content", [*UNSAFE.values(), *UNREADABLE.values()], ids=[*UNSAFE, *UNREADABLE])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(content, id=name, marks=[pytest.mark.slow] if len(content) > 1_000_000 else [])
+        for name, content in (UNSAFE | UNREADABLE).items()
+    ],
+)
 def test_unsafe_and_unreadable_xml_is_refused_in_a_sentence(
     content: bytes, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
