@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from tokenlabels.atomic import write_atomically
 from tokenlabels.report import check_places
 from tokenlabels.report.markup import count, esc, name
 from tokenlabels.report.page import MAX_BYTES
 from tokenlabels.report.pictures import Picture, encode_within
 from tokenlabels.report.template import STYLE, fill
-from tokenlabels.shards import write_atomically
 
 MAX_SAMPLES = 60
 """So many samples are shown; each still gets a picture that can be read."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tokenlabels.shards import write_atomically
+from tokenlabels.atomic import write_atomically
 
 BLUE, SKY, ORANGE, RED, INK = "#0b5f8f", "#2380bd", "#c25700", "#b3133f", "#1b2024"
 MUTED, STRONG_RULE, RULE = "#545b62", "#7d8288", "#dcdcd6"

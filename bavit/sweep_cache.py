@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tokenlabels.shards import write_atomically
+from tokenlabels.atomic import write_atomically
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.labels import FOREGROUND, IGNORE
-from tokenlabels.shards import write_atomically
 
 Mask: TypeAlias = NDArray[np.bool_]
 Edges: TypeAlias = NDArray[np.int64]

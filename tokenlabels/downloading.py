@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tokenlabels.addresses import check_address
+from tokenlabels.atomic import unwritable
 from tokenlabels.errors import DownloadError, ParameterError
 from tokenlabels.fetching import STATE, Fetched, Job
 from tokenlabels.known import Archive, KnownDataset, known_datasets
 from tokenlabels.progress import Progress, Silent
-from tokenlabels.shards import unwritable
 from tokenlabels.storage import located
 
 

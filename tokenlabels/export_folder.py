@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import msgspec
 
+from tokenlabels.atomic import Temporary, is_temporary, sha256_of, unwritable, write_atomically
 from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.output import build_lock, clear_state
 from tokenlabels.progress import Progress
-from tokenlabels.shards import (
-    Temporary,
-    is_temporary,
-    sha256_of,
-    unwritable,
-    write_atomically,
-)
 from tokenlabels.storage import content, globbed, is_folder, names_in, size_of
 from tokenlabels.store_faults import as_os_error, reason_of
 

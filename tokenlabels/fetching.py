@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 
 from tokenlabels.addresses import below, shown
+from tokenlabels.atomic import unwritable
 from tokenlabels.errors import DownloadError
 from tokenlabels.known import Archive
 from tokenlabels.moving import move
 from tokenlabels.progress import Progress
-from tokenlabels.shards import unwritable
 from tokenlabels.transfer import ResumingDownloader, forget
 from tokenlabels.unpacked import Unpacked, settle
 

@@ -32,9 +32,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
+from tokenlabels.atomic import is_temporary, sha256_of, unwritable, write_atomically
 from tokenlabels.check import Finding
 from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError, TokenLabelsError
-from tokenlabels.shards import ShardEntry, is_temporary, sha256_of, unwritable, write_atomically
+from tokenlabels.shards import ShardEntry
 from tokenlabels.sources.paths import is_inside
 from tokenlabels.spool import remove_spools
 from tokenlabels.storage import (

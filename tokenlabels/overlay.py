@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from tokenlabels.atomic import temporary_beside, unwritable
 from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.labels import FOREGROUND, IGNORE
 from tokenlabels.reader import Build, read_header
-from tokenlabels.shards import temporary_beside, unwritable
 from tokenlabels.sources.paths import is_inside
 from tokenlabels.storage import content, is_file, located, on_disk, parquet_file
 from tokenlabels.store_faults import explained

@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tokenlabels.atomic import unwritable
 from tokenlabels.errors import OutputError, TokenLabelsError
-from tokenlabels.shards import unwritable
 from tokenlabels.storage import content, names_in, remove, upload
 
 if TYPE_CHECKING:

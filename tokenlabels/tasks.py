@@ -11,21 +11,13 @@ from numpy.typing import NDArray
 
 from tokenlabels import check
 from tokenlabels.annotations import Records
+from tokenlabels.atomic import unwritable
 from tokenlabels.check import EXAMPLES_PER_CODE, Finding
 from tokenlabels.deferred import DeferredRecords
 from tokenlabels.embedding import Embedding, Pictures
 from tokenlabels.errors import FindingsError
 from tokenlabels.output import JournalEntry, another_build, write_journal
-from tokenlabels.shards import (
-    Columns,
-    ShardHeader,
-    ShardWriter,
-    build_table,
-    row_group_spans,
-    schema_of,
-    shard_name,
-    unwritable,
-)
+from tokenlabels.shards import Columns, ShardHeader, ShardWriter, build_table, row_group_spans, schema_of, shard_name
 from tokenlabels.spool import is_held
 from tokenlabels.store_faults import explained
 from tokenlabels.totals import LabelSums

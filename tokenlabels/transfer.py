@@ -21,9 +21,9 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from tokenlabels.addresses import printable, shown
+from tokenlabels.atomic import unwritable, write_atomically
 from tokenlabels.errors import DownloadError
 from tokenlabels.progress import Progress, Silent
-from tokenlabels.shards import unwritable, write_atomically
 
 if TYPE_CHECKING:
     import requests

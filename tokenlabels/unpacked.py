@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from tokenlabels.atomic import unwritable, write_atomically
 from tokenlabels.errors import DownloadError
 from tokenlabels.known import Archive
 from tokenlabels.moving import move
 from tokenlabels.progress import Progress
-from tokenlabels.shards import unwritable, write_atomically
 from tokenlabels.unpacking import unpack
 
 

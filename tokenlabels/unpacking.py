@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from tokenlabels.atomic import unwritable
 from tokenlabels.errors import DownloadError
 from tokenlabels.progress import Progress
-from tokenlabels.shards import unwritable
 from tokenlabels.sources.paths import is_inside
 
 _CHUNK = 1 << 20

@@ -21,10 +21,10 @@ from bavit.pictures import Picture, several_pictures
 from bavit.ragged import RaggedTokens
 from bavit.vit import run_block
 from bavit.weights import CONFIG_FILE, HUB_FAULTS, HUB_ID, WEIGHTS_FILE, load_weights, read_safetensors
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.model_input import model_input
-from tokenlabels.shards import write_atomically
 
 HALF = (0.5, 0.5, 0.5)
 MAX_REFINE_STEPS = 1000

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bavit.detect.coco import WHOLE_NUMBER, Detections
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import TokenLabelsError
-from tokenlabels.shards import write_atomically
 
 _PLACE = re.compile(r"(.*) - at `\$\[(\d+)\]\.?(.*)`", re.DOTALL)
 _SHAPE = "a COCO results file is a list of {image_id, category_id, bbox: [x, y, width, height], score}"

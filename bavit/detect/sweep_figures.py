@@ -17,8 +17,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import TokenLabelsError
-from tokenlabels.shards import write_atomically
 
 MaskSource: TypeAlias = Literal["bavit", "labels", "random"]
 MASK_SOURCES: tuple[MaskSource, ...] = ("bavit", "labels", "random")

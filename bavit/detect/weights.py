@@ -26,8 +26,8 @@ from bavit.detect.hub_format import (
     unnamed,
 )
 from bavit.weights import CONFIG_FILE, HUB_ID, WEIGHTS_FILE, fetch, read_pickled, read_safetensors
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
-from tokenlabels.shards import write_atomically
 
 if TYPE_CHECKING:
     from bavit.detect.yolos import Yolos

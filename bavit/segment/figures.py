@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tokenlabels.shards import write_atomically
+from tokenlabels.atomic import write_atomically
 
 
 class Times(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bavit.segment.config import SegmenterConfig
 from bavit.weights import CONFIG_FILE, HUB_ID, WEIGHTS_FILE, fetch, read_safetensors
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
-from tokenlabels.shards import write_atomically
 
 KIND = "bavit.Segmenter"
 """What config.json calls the model under `model_type`."""

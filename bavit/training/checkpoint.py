@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import TokenLabelsError
-from tokenlabels.shards import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _FORMAT = 1

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from bavit.rows import Rows
 from bavit.training.checkpoint import CHECKPOINT_FILE
 from bavit.weights import CONFIG_FILE, WEIGHTS_FILE
+from tokenlabels.atomic import is_temporary, write_atomically
 from tokenlabels.errors import OutputError, TokenLabelsError
-from tokenlabels.shards import is_temporary, write_atomically
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location

@@ -471,7 +471,7 @@ def test_an_export_may_go_to_a_store_and_come_from_one(ragged: Build, tmp_path: 
     stored = tokenlabels.open(copied(ragged, f"memory://export/{tmp_path.name}/build"))
     place = f"memory://export/{tmp_path.name}/out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tokenlabels.shards.upload", failing_at(6))
+        patch.setattr("tokenlabels.atomic.upload", failing_at(6))
         with pytest.raises(OutputError, match=r"cannot be written \(the store is down\)"):
             tokenlabels.export(stored, place, format="npz", shard_rows=4)
     made = located(place)

@@ -28,12 +28,12 @@ import tokenlabels
 from bavit.pictures import PictureReader
 from bavit.rows import read_rows
 from tokenlabels import output
+from tokenlabels.atomic import write_atomically
 from tokenlabels.engines import make_executor
 from tokenlabels.errors import BuildMismatchError, NotABuildError, OutputError, ParameterError
 from tokenlabels.reader import read_header
 from tokenlabels.sample import VOC_FOLDER
 from tokenlabels.sample_semantic import write_semantic_sample
-from tokenlabels.shards import write_atomically
 from tokenlabels.storage import STORE_THREADS, contents, located
 
 Invoke = Callable[..., Result]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.figures import Comparison, Figures, Position
 from tokenlabels.progress import Progress, Silent
@@ -20,7 +21,6 @@ from tokenlabels.report.pictures import Picture, encode_within, long_side, open_
 from tokenlabels.report.plots import pooled
 from tokenlabels.report.samples import Place, Sample, read_samples
 from tokenlabels.report.template import STYLE, fill
-from tokenlabels.shards import write_atomically
 from tokenlabels.storage import is_folder, located
 from tokenlabels.store_faults import explained
 
