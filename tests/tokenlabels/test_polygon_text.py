@@ -298,6 +298,7 @@ def spoilt_texts(draw: st.DrawFn) -> bytes:
     return bytes(raw)
 
 
+@pytest.mark.slow
 @given(raw=spoilt_texts())
 @settings(deadline=None, max_examples=500)
 def test_spoilt_text_is_accepted_only_where_it_is_still_a_polygon(raw: bytes) -> None:

@@ -394,6 +394,7 @@ WIDE = "[[1e0, 1, 9, 1, 9, 9], [0, 10, 64, 10.5, 0, 20, 64, 20.5, 0, 30, 64, 40]
 """Two rings, the second crossing very many columns but few rows."""
 
 
+@pytest.mark.slow
 @given(picture=pictures(), room=st.integers(0, 60))
 @example(picture=Picture(65, 65, (Thing((0, 0, 1, 1), WIDE),)), room=0)
 @example(picture=Picture(65, 65, (Thing((0, 0, 1, 1), WIDE.replace("e0", "")),)), room=0)
