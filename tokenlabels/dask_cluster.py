@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -65,7 +66,7 @@ class OwnCluster:
         self._workers = [worker for worker in self._workers if worker.is_alive()]
         context: Any = self._fork_server.context() if len(self._workers) < self._count else None
         while len(self._workers) < self._count and not self._ended:
-            worker = context.Process(target=_serve, args=(self.address, self._scratch), daemon=True)
+            worker = context.Process(target=_serve, args=(self.address, self._scratch, dict(os.environ)), daemon=True)
             with interrupts_wait():
                 worker.start()
             self._workers.append(worker)
@@ -85,8 +86,9 @@ class OwnCluster:
         self._stack.close()
 
 
-def _serve(address: str, scratch: str) -> None:
+def _serve(address: str, scratch: str, environment: dict[str, str]) -> None:
     """Main function of a worker."""
+    os.environ.update(environment)  # as in `executors`
     import dask
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
