@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 1.0
 _PIPED_WIDTH = 200
 INTERRUPTED = 130
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/")
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/")
 _NUMBERS = re.compile(r"[+-]?(?=[.,]?\d)[\d.,eE+-]+")
 
 
@@ -68,9 +68,9 @@ class PlainCommand(TyperCommand):
         """Refuse it, and run the command."""
         for parameter in self.get_params(ctx):
             for value in _several(ctx.params.get(parameter.name)):
-                if isinstance(value, Path) and _ADDRESS.match(str(value)):
+                if isinstance(value, Path) and ADDRESS.match(str(value)):
                     name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
-                    address = _ADDRESS.sub(r"\1//", str(value))
+                    address = ADDRESS.sub(r"\1//", str(value))
                     say(f"error: {name or parameter.name} {address}: is a file or folder on disk only: name a path.")
                     raise typer.Exit(2)
         return super().invoke(ctx)

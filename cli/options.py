@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import say
+from cli.console import ADDRESS, say
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location as Location
@@ -19,6 +19,9 @@ else:
 def place(text: str | Path) -> Location:
     """What a person names: a path, or an address such as `s3://bucket/folder`."""
     if isinstance(text, Path) or "://" not in text:
+        if ADDRESS.match(str(text)):
+            say(f"error: {text}: an address has two slashes, as in s3://bucket/folder.")
+            raise typer.Exit(2)
         return Path(text)
     import logging
 

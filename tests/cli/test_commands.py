@@ -825,3 +825,10 @@ def test_the_bar_on_a_terminal_takes_nothing_from_stdout(tmp_path: Path) -> None
     os.close(terminal)
     assert b"drawing images" in drawn, "the work was too short for a bar: nothing was tested"
     assert json.loads((tmp_path / "answer.json").read_text())["images"] == 120
+
+
+@pytest.mark.parametrize("words", [("build", "coco", "--root", "s3:/x"), ("stats", "s3:/x")])
+def test_an_address_that_lacks_a_slash_is_no_folder(invoke: Invoke, words: tuple[str, ...]) -> None:
+    result = invoke(*words)
+    assert result.exit_code == 2
+    one_error_line(result.stderr, "s3:/x: an address has two slashes")
