@@ -13,11 +13,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from downloads import CONTENT, PATH
 from numpy.typing import NDArray
 from predicted import random_predictions
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 from voc_data import write_voc
+from web_site import Site, serving
 
 from bavit.background.predictions import Predictions
 from cli.tokenlabels import app
@@ -350,3 +352,11 @@ def predictions_of() -> Callable[..., Predictions]:
 def voc(tmp_path: Path) -> Path:
     """A small faultless VOC folder, to be changed."""
     return write_voc(tmp_path / "VOC2012")
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A web server that has the archive of `downloads.data_set`."""
+    with serving() as started:
+        started.files[PATH] = CONTENT
+        yield started

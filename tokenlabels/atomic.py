@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -83,7 +84,8 @@ class Temporary:
     def remove(self) -> None:
         """Remove what is left of it."""
         if self._unnamed is None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(NotADirectoryError):  # a file stands where its folder should
+                self.path.unlink(missing_ok=True)
         else:
             self._unnamed.close()
 

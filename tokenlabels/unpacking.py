@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 from tokenlabels.atomic import unwritable
 from tokenlabels.errors import DownloadError
 from tokenlabels.progress import Progress
-from tokenlabels.sources.paths import is_inside
+from tokenlabels.sources.paths import is_inside, is_text
 
 _CHUNK = 1 << 20
 _MAX_RATIO = 100
@@ -163,7 +163,7 @@ def _checked(archive: Path, members: Iterator[_Member], patterns: Sequence[str])
             continue
         if member.fault:
             raise _refused(archive, member.name, member.fault)
-        if not _is_text(name):
+        if not is_text(name):
             raise _refused(archive, member.name, "has a name that is no UTF-8 text")
         if member.name.endswith("/"):
             continue
@@ -185,14 +185,6 @@ def _checked(archive: Path, members: Iterator[_Member], patterns: Sequence[str])
             "another copy of it."
         )
     return wanted
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_room(archive: Path, total: int, folder: Path) -> None:

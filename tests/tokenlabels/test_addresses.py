@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,13 +28,6 @@ from web_site import Site, serving
 import tokenlabels
 from tokenlabels.addresses import below, check_address, shown
 from tokenlabels.errors import DownloadError, ParameterError
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serving() as started:
-        started.files[PATH] = CONTENT
-        yield started
 
 
 @pytest.mark.parametrize(

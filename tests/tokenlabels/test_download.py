@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,19 +27,11 @@ from downloads import (
 )
 from helpers import fine, one_error_line
 from typer.testing import Result
-from web_site import Site, serving
+from web_site import Site
 
 import tokenlabels
 from tokenlabels.errors import DownloadError, OutputError
 from tokenlabels.known import Archive, KnownDataset, known_datasets
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serving() as started:
-        started.files[PATH] = CONTENT
-        yield started
-
 
 # --- what is in the folder already ------------------------------------------------------------------------------------
 

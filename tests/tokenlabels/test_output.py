@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import one_error_line
@@ -417,6 +418,17 @@ def test_verify_finds_shards_that_are_not_listed(built: Path, invoke: Invoke) ->
     assert result.exit_code == 1
     assert "mine-00002.parquet: is not in the manifest" in result.stderr
     assert json.loads(invoke("verify", built, "--json").stdout)["unlisted"] == ["384x384-p16/mine-00002.parquet"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    target = tmp_path / "taken" / "mine-00000-of-00001.parquet"
+    with (
+        pytest.raises(OutputError, match=r"mine-00000-of-00001\.parquet: cannot be written"),
+        shards.ShardWriter(target, pa.schema([("x", pa.int32())])),
+    ):
+        pass
+    assert (tmp_path / "taken").read_text() == "a file"
 
 
 CHANGED: list[Any] = [

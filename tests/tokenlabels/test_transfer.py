@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -35,15 +34,7 @@ from downloads import (
     packed,
     whole,
 )
-from web_site import Site, serving
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serving() as started:
-        started.files[PATH] = CONTENT
-        yield started
-
+from web_site import Site
 
 # --- transfers that end well ------------------------------------------------------------------------------------------
 

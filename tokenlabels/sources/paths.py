@@ -23,3 +23,12 @@ def is_inside(name: str) -> bool:
         or ".." in posix.parts
         or ".." in windows.parts
     )
+
+
+def is_text(name: str) -> bool:
+    """Whether a name that the system gave is text, which bytes that are no UTF-8 are not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tokenlabels import check
 from tokenlabels.check import FindingLog
 from tokenlabels.errors import AnnotationFileError, TokenLabelsError
-from tokenlabels.sources.paths import is_inside
+from tokenlabels.sources.paths import is_inside, is_text
 from tokenlabels.storage import content, globbed
 from tokenlabels.store_faults import reason_of
 
@@ -100,14 +100,6 @@ def _is_split(path: Location) -> bool:
     return bool(entries) and not any(flag for _, flag in entries)
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _entries(text: str) -> list[tuple[str, str]]:
     """Id and flag of every line, flags empty where not every line has one: then it is ids that hold spaces."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -127,7 +119,7 @@ def read_list(chosen: ImageSet, log: FindingLog) -> tuple[list[str], bytes]:
         names = sorted(path.stem for path in globbed(chosen.path, "*.xml"))
         if not names:
             raise AnnotationFileError(chosen.path, "holds no XML files: name another --root.")
-        foreign = [name for name in names if not _is_text(name)]
+        foreign = [name for name in names if not is_text(name)]
         for name in foreign:
             log.add(check.LIST_PATH, chosen.file, f"the file name {ascii(name)[1:-1]}.xml is no UTF-8 text: rename it.")
         names = [name for name in names if name not in foreign]
