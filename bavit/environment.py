@@ -20,6 +20,8 @@ _PACKAGES = (
     "scipy",
 )
 
+_EXPORT = ("onnx", "onnxruntime", "onnxscript")
+
 
 def require_extra() -> dict[str, str]:
     """The version of every package of the extra `bavit`.
@@ -32,6 +34,21 @@ def require_extra() -> dict[str, str]:
     except metadata.PackageNotFoundError as fault:
         raise TokenLabelsError(
             f"bavit needs its extra, {fault} is missing: pip install 'tokenlabels[bavit]' (uv run --extra bavit)."
+        ) from None
+
+
+def require_export() -> dict[str, str]:
+    """The version of every package of the extra `export`: ONNX files are written and run with them.
+
+    Raises:
+        TokenLabelsError: one of them is not installed.
+    """
+    try:
+        return {name: metadata.version(name) for name in _EXPORT}
+    except metadata.PackageNotFoundError as fault:
+        raise TokenLabelsError(
+            f"ONNX needs another extra, {fault} is missing: pip install 'tokenlabels[bavit,export]' (uv run --extra "
+            "bavit --extra export)."
         ) from None
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from bavit.attention import Backend
-from bavit.background.model import BAViT
+from bavit.background.model import BAViT, load_model
 from bavit.detect.pruning import Pruning, Size
+from bavit.detect.saved import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, Saved, read_saved, write_saved
 from bavit.detect.yolos import Yolos, YolosOutput
 from bavit.pictures import Picture, picture_size, several_pictures
 from tokenlabels.errors import ParameterError, TokenLabelsError
@@ -76,12 +79,17 @@ class PrunedDetector(nn.Module):
         prune_after: see above.
         backend: of attention, see `attention.py`.
 
+    Attributes:
+        pruning: how many patches stay.
+        budget: what was asked for and found when that was chosen; None: it was not chosen for a budget.
+
     Raises:
         ParameterError: contradicting choices, or numbers out of range.
     """
 
     bavit: BAViT | None
     yolos: Yolos
+    budget: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -102,6 +110,38 @@ class PrunedDetector(nn.Module):
         if prune_after >= yolos.config.depth:
             raise ParameterError(f"prune_after {prune_after}: the detector has {yolos.config.depth} blocks.")
         self.eval()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """A pruned detector that `save_pretrained` wrote, on the CPU.
+
+        Raises:
+            TokenLabelsError: there is none, or its files are damaged or do not fit together.
+        """
+        place = Path(folder)
+        saved = read_saved(place)
+        bavit, yolos = load_model(place / BAVIT_FOLDER), Yolos.from_pretrained(place / DETECTOR_FOLDER)
+        try:
+            found = cls(bavit, yolos, **asdict(saved.pruning))
+        except ParameterError as fault:
+            raise TokenLabelsError(f"{place / PRUNED_FILE}: does not fit the detector ({fault})") from None
+        found.budget = saved.budget
+        return found
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both models and how many patches stay, see `saved.py`.
+
+        Raises:
+            OutputError: the folder cannot be written.
+            ParameterError: there is no BAViT.
+        """
+        if self.bavit is None:
+            raise ParameterError("a detector without a BAViT is a YOLOS: save that.")
+        place = Path(folder)
+        (place / PRUNED_FILE).unlink(missing_ok=True)  # until all is there, nothing looks finished
+        self.bavit.save_pretrained(place / BAVIT_FOLDER)
+        self.yolos.save_pretrained(place / DETECTOR_FOLDER)
+        write_saved(place, Saved(self.pruning, self.budget))
 
     @torch.inference_mode()
     def forward(self, images: Picture | Sequence[Picture], times: StageTimes | None = None) -> list[Detection]:

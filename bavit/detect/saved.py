@@ -1,0 +1,69 @@
+"""A pruned detector in a folder: both models, and how many patches stay.
+
+pruned.json   what is said here; written last, so that a folder without it is not finished
+bavit/        the BAViT, as `BAViT.save_pretrained` writes it
+detector/     the YOLOS, in transformers' format
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bavit.detect.pruning import Pruning
+from tokenlabels.atomic import write_atomically
+from tokenlabels.errors import ParameterError, TokenLabelsError
+
+PRUNED_FILE = "pruned.json"
+BAVIT_FOLDER, DETECTOR_FOLDER = "bavit", "detector"
+
+_FORMAT = 1
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What `pruned.json` says.
+
+    Attributes:
+        pruning: how many patches stay.
+        budget: what was asked for and found when that was chosen, see `bavit calibrate --detector`; None: it was not.
+        format: version of the file.
+    """
+
+    pruning: Pruning
+    budget: dict[str, Any] | None = None
+    format: int = _FORMAT
+
+
+def is_saved(folder: str | Path) -> bool:
+    """Whether a folder holds a finished pruned detector."""
+    return (Path(folder) / PRUNED_FILE).is_file()
+
+
+def write_saved(folder: Path, saved: Saved) -> None:
+    """Write `pruned.json`, after the models.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_atomically(folder / PRUNED_FILE, msgspec.json.format(msgspec.json.encode(saved), indent=2) + b"\n")
+
+
+def read_saved(folder: Path) -> Saved:
+    """What `pruned.json` says.
+
+    Raises:
+        TokenLabelsError: there is none, it is damaged, or of a later version.
+    """
+    path = folder / PRUNED_FILE
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Saved)
+    except OSError as fault:
+        reason = fault.strerror or "unreadable"
+        raise TokenLabelsError(f"{path}: cannot be read ({reason}): name the folder of a pruned detector.") from None
+    except (msgspec.MsgspecError, ParameterError) as fault:
+        raise TokenLabelsError(f"{path}: does not describe a pruned detector ({fault}): make it again.") from None
+    if found.format != _FORMAT:
+        raise TokenLabelsError(f"{path}: has format {found.format}, this version reads {_FORMAT}: update tokenlabels.")
+    return found
