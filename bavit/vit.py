@@ -13,7 +13,7 @@ from timm.layers.drop import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from bavit.attention import Backend, ragged_attention
+from bavit.attention import Backend, Kernel, ragged_attention
 from bavit.ragged import RaggedTokens
 from tokenlabels.errors import ParameterError
 
@@ -21,7 +21,7 @@ HIDDEN_NUMBERS = 1 << 20
 """Numbers within an MLP that are computed at a time on a CPU."""
 
 
-def run_block(block: nn.Module, tokens: RaggedTokens, backend: Backend = "auto") -> RaggedTokens:
+def run_block(block: nn.Module, tokens: RaggedTokens, backend: Backend | Kernel = "auto") -> RaggedTokens:
     """One pre-norm block: `x + attention(norm1(x))`, then `x + mlp(norm2(x))`.
 
     Args:
@@ -55,7 +55,7 @@ def _in_pieces(block: Any, x: Tensor) -> Tensor:
     return torch.cat([piece + block.ls2(block.mlp(block.norm2(piece))) for piece in x.chunk(pieces)])
 
 
-def _attend(attention: Any, x: Tensor, lengths: tuple[int, ...], backend: Backend) -> Tensor:
+def _attend(attention: Any, x: Tensor, lengths: tuple[int, ...], backend: Backend | Kernel) -> Tensor:
     """timm's `Attention.forward` on packed tokens (total, dim)."""
     qkv = attention.qkv(x)
     qkv = qkv.view(len(x), 3, attention.num_heads, qkv.shape[1] // (3 * attention.num_heads))
