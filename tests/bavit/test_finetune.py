@@ -23,8 +23,9 @@ import tokenlabels
 from bavit import BAViT
 from bavit.augment import Augmentation, Window
 from bavit.data import Key
+from bavit.detect.answering import Answering
 from bavit.detect.config import YolosConfig
-from bavit.detect.finetune import Answering, DetectionLearner, finetune
+from bavit.detect.finetune import DetectionLearner, finetune
 from bavit.detect.finetune_settings import FinetuneSettings
 from bavit.detect.loss import set_loss
 from bavit.detect.pruned import PrunedDetector
