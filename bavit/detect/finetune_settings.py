@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from bavit.augment import Augmentation
 from bavit.detect.config import MAX_SIDE, SIZES
@@ -124,7 +124,7 @@ class FinetuneSettings(RunSettings):
         size: Sequence[int] | None = None,
         edges: Sequence[int] = (),
         **chosen: Any,
-    ) -> FinetuneSettings:
+    ) -> Self:
         """Check and complete what a person chooses; None: as the recipe has it.
 
         Args:
