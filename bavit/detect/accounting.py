@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bavit.detect.config import YolosConfig
-from bavit.flops import VitShape, yolos
+from bavit.flops import yolos
 from tokenlabels.errors import ParameterError
 
 _ROUNDING = Fraction(1, 10**9)
@@ -116,16 +116,7 @@ def detector_macs(
         raise ParameterError(f"{kept} patches cannot be kept of {patches}.")
     if not 0 <= prune_after < config.depth:
         raise ParameterError(f"prune after layer {prune_after}: it is 0 to {config.depth - 1}.")
-    shape = detector_shape(config)
-    embedded = patches if prune_after else kept
-    if isinstance(kept, np.ndarray):
-        return shape.macs(kept, embedded=embedded, whole_blocks=prune_after)
-    return shape.macs(kept, embedded=int(embedded), whole_blocks=prune_after)
-
-
-def detector_shape(config: YolosConfig) -> VitShape:
-    """What the cost of a YOLOS depends on."""
-    return yolos(
+    shape = yolos(
         config.depth,
         dim=config.dim,
         patch=(config.patch, config.patch),
@@ -133,3 +124,7 @@ def detector_shape(config: YolosConfig) -> VitShape:
         classes=config.classes,
         mlp_hidden=config.mlp_hidden,
     )
+    embedded = patches if prune_after else kept
+    if isinstance(kept, np.ndarray):
+        return shape.macs(kept, embedded=embedded, whole_blocks=prune_after)
+    return shape.macs(kept, embedded=int(embedded), whole_blocks=prune_after)

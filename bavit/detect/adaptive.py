@@ -2,7 +2,7 @@
 
 The BAViT paper (arXiv 2410.09324) names sparsity that adapts to the image, with a threshold that is learned, as future
 work, and says no more of it. So all of this is our design: what the threshold depends on, its network, and that it is
-trained against a penalty on multiply-accumulates (see `penalty.py`).
+trained against a penalty on multiply-accumulates (`bavit joint --train threshold --mac-penalty`, see `joint.py`).
 """
 
 from __future__ import annotations

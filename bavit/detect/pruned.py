@@ -215,11 +215,24 @@ class PrunedDetector(nn.Module):
         """What is kept: bool (rows, cols) of each image, None where nothing of an image, or of any, is removed."""
         assert self.bavit is not None
         shapes = [self.yolos.backbone.grid_of(image) for image in pixels]
-        learned = self.adaptive if self.pruning.by_threshold else None
-        threshold = self.bavit.threshold if learned is None else learned(background)
-        kept = self.pruning.masks(background, self.bavit.grid, sizes, shapes, threshold)
+        kept = self.pruning.masks(background, self.bavit.grid, sizes, shapes, self.thresholds(background))
         found = [None if bool(mask.all()) else mask for mask in kept]
         return None if all(mask is None for mask in found) else found
+
+    def thresholds(self, background: Tensor) -> float | Tensor:
+        """Above which background a patch is removed: the one that was given, else learned ones, else BAViT's own.
+
+        Args:
+            background: float (B, r, c), probability of background on BAViT's grid.
+
+        Returns:
+            One of all images, or float32 (B,), with gradients to what was learned.
+        """
+        assert self.bavit is not None
+        if self.adaptive is not None and self.pruning.by_threshold:
+            found: Tensor = self.adaptive(background)
+            return found
+        return self.bavit.threshold if self.pruning.threshold is None else self.pruning.threshold
 
 
 def detections(

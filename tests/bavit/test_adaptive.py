@@ -16,8 +16,8 @@ from torch import Tensor
 from bavit import BAViT, PrunedDetector, Yolos
 from bavit.detect.accounting import detector_macs
 from bavit.detect.adaptive import SPAN, AdaptiveConfig, AdaptiveThreshold
+from bavit.detect.budget_loss import mac_share
 from bavit.detect.config import YolosConfig
-from bavit.detect.penalty import macs_share
 from bavit.detect.pruning import Pruning
 from bavit.flops import count_macs
 from tokenlabels.errors import ParameterError, TokenLabelsError
@@ -161,27 +161,23 @@ def test_a_cap_comes_on_top() -> None:
 
 
 @pytest.mark.parametrize("prune_after", [0, 2])
-def test_the_penalty_is_the_accounting_at_whole_numbers(prune_after: int) -> None:
-    patches = [1, 12, 144, 1024]
-    for count in (0, 1, 7, 144, 1000):
-        kept = [min(count, each) for each in patches]
-        found = macs_share(CONFIG, torch.tensor(kept, dtype=torch.float32), patches, prune_after=prune_after)
-        expected = [
-            detector_macs(CONFIG, some, whole, prune_after=prune_after) / detector_macs(CONFIG, whole, whole)
-            for some, whole in zip(kept, patches, strict=True)
-        ]
-        assert torch.allclose(found, torch.tensor(expected), rtol=1e-6)
+def test_the_gradient_of_the_penalty_is_that_of_differences(prune_after: int) -> None:
+    """MACs are a quadratic function of kept patches, whose slope is half the difference of its neighbours."""
+    policy = [torch.eye(12).requires_grad_(), torch.ones(3, 5).requires_grad_()]
+    mac_share(policy, CONFIG, prune_after).sum().backward()  # type: ignore[no-untyped-call]
+    for each, kept in zip(policy, (12, 14), strict=True):
+        patches = each.numel()
+        ends = [detector_macs(CONFIG, count, patches, prune_after=prune_after) for count in (kept - 1, kept + 1)]
+        slope = (ends[1] - ends[0]) / 2 / detector_macs(CONFIG, patches, patches)
+        at = slope if kept == 12 else slope + _bend(patches, prune_after)
+        assert each.grad is not None
+        assert torch.allclose(each.grad, torch.full_like(each, at), rtol=1e-4)
 
 
-def test_the_gradient_of_the_penalty_is_that_of_differences() -> None:
-    kept = torch.tensor([3.7, 100.2], requires_grad=True)
-    torch.autograd.backward(macs_share(CONFIG, kept, [12, 144], prune_after=1).sum())
-    assert kept.grad is not None
-    for n, (some, whole) in enumerate(((3.7, 12), (100.2, 144))):
-        ends = [float(macs_share(CONFIG, torch.tensor([some + by]), [whole], prune_after=1)) for by in (0.5, -0.5)]
-        assert float(kept.grad[n]) == pytest.approx(ends[0] - ends[1], rel=1e-3)
-    low, high = (macs_share(CONFIG, torch.tensor([value]), [144]) for value in (10.0, 11.0))
-    assert 0 < low < high < 1
+def _bend(patches: int, prune_after: int) -> float:
+    """By how much the slope of the share of MACs grows from one patch to the next."""
+    none, one, two = (detector_macs(CONFIG, count, patches, prune_after=prune_after) for count in range(3))
+    return (two - 2 * one + none) / detector_macs(CONFIG, patches, patches)
 
 
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
