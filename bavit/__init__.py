@@ -19,13 +19,24 @@ if TYPE_CHECKING:
     from bavit.background.model import BAViT
     from bavit.background.refine import refine, resize_mask
     from bavit.detect.accounting import token_reduction
+    from bavit.detect.adaptive import AdaptiveThreshold
     from bavit.detect.pruned import PrunedDetector
     from bavit.detect.yolos import Yolos
     from bavit.segment.model import Segmenter
 
-__all__ = ["BAViT", "PrunedDetector", "Segmenter", "Yolos", "refine", "resize_mask", "token_reduction"]
+__all__ = [
+    "AdaptiveThreshold",
+    "BAViT",
+    "PrunedDetector",
+    "Segmenter",
+    "Yolos",
+    "refine",
+    "resize_mask",
+    "token_reduction",
+]
 
 _HOMES = {
+    "AdaptiveThreshold": ("detect.adaptive", "AdaptiveThreshold"),
     "BAViT": ("background.model", "BAViT"),
     "PrunedDetector": ("detect.pruned", "PrunedDetector"),
     "Segmenter": ("segment.model", "Segmenter"),

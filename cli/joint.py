@@ -108,7 +108,8 @@ def joint(
         typer.Option(
             "--train",
             metavar="PART,...",
-            help="What is trained: bavit, detector [default: both]; the other stays as it is.",
+            help="What is trained: bavit, detector [default: both], threshold: one of each image, learned; the others "
+            "stay as they are.",
             rich_help_panel=JOINT,
         ),
     ] = None,
@@ -122,6 +123,10 @@ def joint(
     ] = None,
     bavit_lr: Annotated[
         float | None, typer.Option(help="Factor of the BAViT's learning rate [default: 1].", rich_help_panel=JOINT)
+    ] = None,
+    threshold_lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the threshold of each image [default: 0.01].", rich_help_panel=JOINT),
     ] = None,
     softness: Annotated[
         float | None,
@@ -200,6 +205,7 @@ def joint(
             "ce": ce,
             "class_weights": class_weights,
             "bavit_lr": bavit_lr,
+            "threshold_lr": threshold_lr,
             "softness": softness,
             "keep_share": keep_share,
             "budget_weight": budget_weight,

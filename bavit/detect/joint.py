@@ -2,8 +2,9 @@
 
 The loss is the detector's, for those patches that are kept; the BAViT's cross entropy against the patch labels; what
 keeping patches costs; and what is learned from a teacher. The gradient of a decision goes straight through: forward a
-patch is kept or not, backward it is the smooth probability that it is. That probability is the patch's own: refinement,
-which keeps further patches, has no gradient.
+patch is kept or not, backward it is the smooth probability that it is. For the BAViT that probability is the patch's
+own: refinement, which keeps further patches, has no gradient. For a learned threshold (see `adaptive.py`) it is that of
+the patch after refinement.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from bavit.background.confusion import Confusion
+from bavit.background.critical import critical_probabilities
 from bavit.background.label_counts import balanced_weights
 from bavit.background.loss import accumulative_cross_entropy
 from bavit.background.model import BAViT
 from bavit.detect.accounting import detector_macs
+from bavit.detect.adaptive import AdaptiveConfig, AdaptiveThreshold
 from bavit.detect.answering import Answering
 from bavit.detect.budget_loss import mac_share, share_loss
 from bavit.detect.finetune import DetectionLearner
@@ -30,14 +33,18 @@ from bavit.detect.pruned import PrunedDetector
 from bavit.detect.pruning import Size, carry
 from bavit.detect.samples import DetectionBatch, DetectionImages
 from bavit.detect.yolos import Yolos, YolosOutput
+from bavit.pictures import PictureError
 from bavit.training.learner import Task
 from bavit.training.loop import fit
 from tokenlabels.errors import ParameterError
 from tokenlabels.labels import FOREGROUND, IGNORE
 from tokenlabels.progress import Progress
 
-_LEAST = 1e-4
-"""A threshold of 0 or 1 counts as one so far from it: its logit would be infinite."""
+_LEAST, _TINY = 1e-4, 1e-6
+"""A threshold of 0 or 1 counts as one so far from it: its logit would be infinite. Learned ones come nearer."""
+
+_FIRST_PICTURES = 512
+"""Pictures on which what a learned threshold reads is scaled."""
 
 
 def joint(task: Task, settings: JointSettings, given: dict[str, Any], progress: Progress) -> dict[str, float]:
@@ -73,26 +80,44 @@ class JointAnswering(nn.Module):
         assert bavit is not None
         with torch.autocast(small.device.type, enabled=False):  # masks are then those of evaluation
             logits: Tensor = bavit(bavit.normalise(small))
-            threshold = bavit.threshold if pruning.threshold is None else pruning.threshold
             background = bavit.background_of(logits)
+            threshold = self.detector.thresholds(background)
             keep = pruning.masks(background.detach(), bavit.grid, sizes, grids, threshold)
-            policy = None
+            soft = []
             if background.requires_grad:
-                soft = soft_keep(logits, threshold, self._softness).reshape(background.shape)
-                policy = straight_through(keep, carry(soft, bavit.grid, sizes, grids))
+                fixed = threshold.detach() if isinstance(threshold, Tensor) else threshold
+                soft.append(soft_keep(logits, fixed, self._softness).reshape(background.shape))
+            if isinstance(threshold, Tensor):
+                soft.append(soft_threshold(background, threshold, pruning.refine_steps, self._softness))
+            both = carry(torch.stack(soft).sum(0), bavit.grid, sizes, grids) if soft else None
+            policy = None if both is None else straight_through(keep, both)
         return logits, keep, policy, self.answering(pixels, keep, policy)
 
 
-def soft_keep(logits: Tensor, threshold: float, softness: float) -> Tensor:
+def soft_keep(logits: Tensor, threshold: float | Tensor, softness: float) -> Tensor:
     """float (B, N): how probable it is that a patch is kept: one half where its background is at the threshold.
 
     Args:
         logits: (B, N, 2), index 1 is foreground.
-        threshold: of the probability of background.
+        threshold: of the probability of background; or float (B,), one of each image.
         softness: logits by which the odds change e-fold.
     """
-    limit = torch.tensor(threshold, device=logits.device).clamp(_LEAST, 1 - _LEAST).logit()
+    limit = torch.as_tensor(threshold, device=logits.device).clamp(_LEAST, 1 - _LEAST).logit().reshape(-1, 1)
     return torch.sigmoid((limit - (logits[..., 0] - logits[..., 1]).float()) / softness)
+
+
+def soft_threshold(background: Tensor, threshold: Tensor, refine_steps: int, softness: float) -> Tensor:
+    """float (B, r, c): how probable it is that a patch is kept after refinement, with gradients to thresholds alone.
+
+    Args:
+        background: float (B, r, c), probability of background.
+        threshold: float (B,), with gradients.
+        refine_steps: of the masks.
+        softness: see `soft_keep`.
+    """
+    critical = critical_probabilities(background.detach().float().cpu().numpy(), refine_steps)
+    places = torch.from_numpy(critical).to(background.device).clamp(_TINY, 1 - _TINY).logit()
+    return torch.sigmoid((threshold.clamp(_TINY, 1 - _TINY).logit()[:, None, None] - places) / softness)
 
 
 def straight_through(keep: Sequence[Tensor], soft: Sequence[Tensor]) -> list[Tensor]:
@@ -136,7 +161,8 @@ class JointLearner(DetectionLearner):
             )
         self.class_weights = balanced_weights(task.train) if settings.class_weights == "balanced" else None
         heads = {"yolos." + name: factor for name, factor in self.lr_factors.items()}
-        self.lr_factors = {**heads, "bavit.": settings.bavit_lr}
+        rates = {"bavit.": settings.bavit_lr, "adaptive.": settings.threshold_lr / settings.optimization.lr}
+        self.lr_factors = heads | rates
 
     def data(self) -> tuple[DetectionImages, DetectionImages]:
         task, classes, seed = self.task, self.start.classes, self.settings.seed
@@ -151,7 +177,11 @@ class JointLearner(DetectionLearner):
         assert bavit is not None
         if "bavit" in self.settings.parts:
             bavit.calibration = None  # it was of other weights
-        model = PrunedDetector(bavit, Yolos(self.start.config), **asdict(self.settings.pruning))
+        pruning, adaptive = asdict(self.settings.pruning), None
+        if "threshold" in self.settings.parts:
+            start = pruning.pop("threshold")
+            adaptive = AdaptiveThreshold(AdaptiveConfig(bavit.threshold if start is None else start))
+        model = PrunedDetector(bavit, Yolos(self.start.config), **pruning, adaptive=adaptive)
         bavit.requires_grad_("bavit" in self.settings.parts)
         model.yolos.requires_grad_("detector" in self.settings.parts)
         return model
@@ -159,6 +189,24 @@ class JointLearner(DetectionLearner):
     def initialize(self, model: nn.Module) -> None:
         assert isinstance(model, PrunedDetector)
         self.initialize_detector(model.yolos)
+        if model.adaptive is not None:
+            model.adaptive.standardise(self._first_backgrounds())
+
+    def _first_backgrounds(self) -> Tensor:
+        """float32 (n, r, c): what the BAViT says of some pictures, spread over those to train on."""
+        assert self.bavit is not None
+        data = self.data()[0]
+        plain = DetectionImages(
+            self.task.train, self.task.images, self.start.classes, replace(data.view, augmentation=None, size=None), 0
+        )
+        chosen = torch.linspace(0, len(plain) - 1, min(_FIRST_PICTURES, len(plain))).long().tolist()
+        samples = [plain[0, row] for row in chosen]
+        usable = [sample.small for sample in samples if sample.small is not None]
+        if not usable:
+            raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
+        with torch.inference_mode():
+            parts = torch.stack(usable).split(self.settings.batch_size)
+            return torch.cat([self.bavit.background(self.bavit.normalise(part)) for part in parts])
 
     def answering(self, model: nn.Module) -> JointAnswering:  # type: ignore[override]
         assert isinstance(model, PrunedDetector)
@@ -208,7 +256,9 @@ class JointLearner(DetectionLearner):
         assert batch.small is not None
         assert batch.labels is not None
         logits = self.logits(batch.small, model.bavit)
-        keep = self.kept(batch, model.bavit, logits)
+        background = model.bavit.background_of(logits)
+        limits = model.thresholds(background)
+        keep = model.pruning.masks(background, model.bavit.grid, batch.sizes, batch.grids, limits)
         after, config = self.settings.pruning.prune_after, self.start.config
         kept, foreground = logits[..., 1] >= logits[..., 0], batch.labels == FOREGROUND
         counted = batch.labels != IGNORE

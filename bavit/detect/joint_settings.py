@@ -10,8 +10,8 @@ from bavit.detect.finetune_settings import FinetuneSettings
 from bavit.training.settings import check_ranges, check_word
 from tokenlabels.errors import ParameterError
 
-PARTS = ("bavit", "detector")
-"""What can be trained."""
+PARTS = ("bavit", "detector", "threshold")
+"""What can be trained; the first two are where nobody chooses."""
 
 _KEEP_SHARE, _BUDGET_WEIGHT = 0.5, 2.0
 """Where nobody chooses; the weight is DynamicViT's."""
@@ -22,7 +22,8 @@ class JointSettings(FinetuneSettings):
     """A training run of a BAViT and a detector.
 
     Attributes:
-        train: the parts that are trained, with commas between them; the others stay as they are.
+        train: the parts that are trained, with commas between them; the others stay as they are. `threshold`: one of
+            each image, which starts as the fixed one.
         ce: weight of the BAViT's cross entropy beside the loss of the detector.
         class_weights: of that cross entropy; `balanced`: as `tokenlabels stats` has them.
         keep_share: share of patches that ought to be kept, of a batch as a whole; None: 0.5 without `mac_penalty`.
@@ -30,9 +31,10 @@ class JointSettings(FinetuneSettings):
         mac_penalty: cost of the detector's MACs, as a share of those for all patches.
         softness: logits of background over which a decision changes its mind; of its gradient alone.
         bavit_lr: factor of the learning rate of the BAViT.
+        threshold_lr: learning rate of the threshold of each image, where that is trained, see `adaptive.py`.
     """
 
-    train: str = ",".join(PARTS)
+    train: str = ",".join(PARTS[:2])
     ce: float = 1.0
     class_weights: Weights = "none"
     keep_share: float | None = None
@@ -40,6 +42,7 @@ class JointSettings(FinetuneSettings):
     mac_penalty: float = 0.0
     softness: float = 1.0
     bavit_lr: float = 1.0
+    threshold_lr: float = 0.01
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -80,6 +83,7 @@ class JointSettings(FinetuneSettings):
             ("--mac-penalty", self.mac_penalty, 0, 1000),
             ("--softness", self.softness, 0.01, 100),
             ("--bavit-lr", self.bavit_lr, 0, 1000),
+            ("--threshold-lr", self.threshold_lr, 0, 10),
         )
         check_word("--class-weights", self.class_weights, get_args(Weights))
         for part in self.parts:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
 from bavit.detect.config import YolosConfig
-from bavit.detect.soft import soft_blocks, soft_detect
+from bavit.detect.soft import _GatedAttention, soft_blocks, soft_detect
 from bavit.detect.yolos import Yolos
 from tokenlabels.errors import ParameterError
 
@@ -70,17 +71,37 @@ def test_gradients_of_weights_are_those_of_the_detector_that_removes() -> None:
 
 
 @pytest.mark.parametrize("at", ["between", "hard"])
-def test_the_gradient_is_that_of_finite_differences(at: str) -> None:
-    """Between 0 and 1, and at those values, where a step into either direction is taken."""
+def test_the_gradient_of_pixels_is_that_of_finite_differences(at: str) -> None:
     yolos = model(sharp=4.0)
     pixels = torch.randn(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     policy = torch.rand(2, 2, 2, dtype=torch.float64) * 0.8 + 0.1
+    policy = policy.round() if at == "hard" else policy
+
+    def answers(images: Tensor) -> Tensor:
+        return soft_detect(yolos, images, list(policy)).logits
+
+    assert torch.autograd.gradcheck(answers, (pixels,), eps=1e-6, atol=1e-7, fast_mode=True)
+
+
+@pytest.mark.parametrize("at", ["between", "hard"])
+def test_the_gradient_of_a_policy_is_what_keeping_the_patch_changes(at: str) -> None:
+    """By the secant from the policy to 1, all else as it is; at 1, which has no secant, by a small step."""
+    query, key, value = torch.randn(3, 2, 2, 6, 4, dtype=torch.float64).mul(1.5).unbind(0)
+    policy = torch.rand(2, 6, dtype=torch.float64) * 0.8 + 0.1
     policy = (policy.round() if at == "hard" else policy).requires_grad_()
+    weights = torch.randn(2, 2, 6, 4, dtype=torch.float64)
 
-    def answers(images: Tensor, decision: Tensor) -> Tensor:
-        return soft_detect(yolos, images, list(decision)).logits
+    def answer(decision: Tensor) -> Tensor:
+        found: Tensor = (_GatedAttention.apply(query, key, value, decision) * weights).sum()
+        return found
 
-    assert torch.autograd.gradcheck(answers, (pixels, policy), eps=1e-6, atol=1e-7, fast_mode=True)
+    (gradient,) = torch.autograd.grad(answer(policy), policy)
+    for image, patch in product(range(2), range(6)):
+        now = policy.detach().clone()
+        other = now.clone()
+        other[image, patch] = 1.0 if now[image, patch] < 1 else 1 - 1e-7
+        slope = (answer(other) - answer(now)) / (other - now).sum()
+        assert torch.allclose(gradient[image, patch], slope, rtol=1e-5, atol=1e-7)
 
 
 def test_the_gradient_reaches_removed_patches_and_tells_what_they_hold() -> None:
