@@ -161,7 +161,8 @@ class JointLearner(DetectionLearner):
             )
         self.class_weights = balanced_weights(task.train) if settings.class_weights == "balanced" else None
         heads = {"yolos." + name: factor for name, factor in self.lr_factors.items()}
-        rates = {"bavit.": settings.bavit_lr, "adaptive.": settings.threshold_lr / settings.optimization.lr}
+        lr = settings.optimization.lr
+        rates = {"bavit.": settings.bavit_lr, "adaptive.": settings.threshold_lr / lr if lr else 0.0}
         self.lr_factors = heads | rates
 
     def data(self) -> tuple[DetectionImages, DetectionImages]:
