@@ -223,7 +223,7 @@ def test_a_policy_of_tokens(kind: str, after: int) -> None:
 
     def strongest(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         seen.append(tokens)
-        scores = tokens[:, model.num_prefix_tokens :].norm(dim=-1)
+        scores: Tensor = torch.linalg.vector_norm(tokens[:, model.num_prefix_tokens :], dim=-1)
         return (scores >= scores.median(1, keepdim=True).values).view(-1, *grid)
 
     pruned = prune(model, TokenPolicy(strongest), after=after)
