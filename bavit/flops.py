@@ -118,7 +118,7 @@ def block_macs(block: nn.Module, tokens: Tensor) -> Tensor:
         int64 of the same shape.
     """
     attention: Any = block.attn
-    width = int(attention.num_heads * attention.head_dim)
+    width: int = attention.proj.in_features
     return tokens * linear_macs(block) + tokens * tokens * (2 * width)
 
 

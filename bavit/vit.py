@@ -116,8 +116,8 @@ def _projected(attention: Any, x: Tensor) -> Tensor:
     """Queries, keys and values (total, 3, heads, head_dim); of grouped keys and values each serves several heads."""
     heads = attention.num_heads
     if attention.qkv is None:
-        layers = attention.q_proj, attention.k_proj, attention.v_proj
-        parts = [layer(x).view(len(x), layer.out_features // attention.head_dim, -1) for layer in layers]
+        layers, width = (attention.q_proj, attention.k_proj, attention.v_proj), attention.q_proj.out_features // heads
+        parts = [layer(x).view(len(x), layer.out_features // width, width) for layer in layers]
         return torch.stack([part.repeat_interleave(heads // part.shape[1], 1) for part in parts], 1)
     bias = getattr(attention, "q_bias", None)
     if bias is None:

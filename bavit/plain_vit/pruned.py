@@ -42,6 +42,8 @@ def prune(
 ) -> PrunedViT:
     """A plain ViT of timm that computes kept patches alone; it shares the weights of the model, which stays as it is.
 
+    Gradients flow as in the model; its gradient checkpointing is not used.
+
     Args:
         model: `VisionTransformer`, `VisionTransformerDistilled` or `Eva` of timm, with any pooling but `prr`.
         policy: which patches stay. A function or module of pixels, see `PixelPolicy`; a `TokenPolicy`; a `BAViT`, which
@@ -140,7 +142,7 @@ class PrunedViT(nn.Module):
     def _through(self, tokens: KeptTokens, blocks: range, table: Tensor | None) -> KeptTokens:
         """Tokens after some blocks."""
         ragged = tokens.tokens
-        for number, rope in zip(blocks, turns(table, tokens.place, blocks), strict=True):
+        for number, rope in zip(blocks, turns(table, tokens, blocks), strict=True):
             ragged = run_block(self.model.blocks[number], ragged, self.backend, rope)
         return tokens.with_values(ragged.values)
 

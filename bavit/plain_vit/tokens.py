@@ -130,17 +130,21 @@ def rope_table(model: Any, grid: Grid) -> Tensor | None:
     return torch.cat([still, found], 1)
 
 
-def turns(table: Tensor | None, place: Tensor, blocks: range) -> Iterator[Tensor | None]:
+def turns(table: Tensor | None, tokens: KeptTokens, blocks: range) -> Iterator[Tensor | None]:
     """What `run_block` takes as `rope`, block by block.
 
     Args:
         table: see `rope_table`.
-        place: int64 (total,), of the tokens.
-        blocks: numbers of blocks.
+        tokens: those that go through the blocks.
+        blocks: their numbers.
     """
-    shared = table[0][place] if table is not None and len(table) == 1 else None
+    if table is None:
+        yield from (None for _ in blocks)
+        return
+    place = tokens.place
+    shared = table[0][place] if len(table) == 1 else None
     for block in blocks:
-        yield shared if table is None or shared is not None else table[block][place]
+        yield table[block][place] if shared is None else shared
 
 
 def _with_prefix(keep: Tensor, prefix: int) -> Tensor:
