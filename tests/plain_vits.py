@@ -9,8 +9,8 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor
 
-SIZE = (64, 48)
-"""Of pictures: 4 x 3 patches of 16."""
+SIZE, GRID = (64, 48), (4, 3)
+"""Of pictures, and (rows, cols) of their patches of 16."""
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "class token": ("vit_small_patch16_224", {}),

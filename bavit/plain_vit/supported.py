@@ -52,7 +52,8 @@ def _fault_of(model: Any) -> str | None:
         try:
             check_block(block)
         except ParameterError:
-            return f" with {type(block).__name__} and {type(getattr(block, 'attn', None)).__name__}"
+            attention = f" and {type(block.attn).__name__}" if hasattr(block, "attn") else ""
+            return f" with {type(block).__name__}{attention}"
     return None
 
 
