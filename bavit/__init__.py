@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bavit.background.model import BAViT
     from bavit.background.refine import refine, resize_mask
     from bavit.detect.accounting import token_reduction
+    from bavit.detect.adaptive import AdaptiveThreshold
     from bavit.detect.pruned import PrunedDetector
     from bavit.detect.yolos import Yolos
     from bavit.plain_vit.policies import BackgroundPolicy, TokenPolicy
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from bavit.segment.model import Segmenter
 
 __all__ = [
-    "BAViT", "BackgroundPolicy", "PrunedDetector", "PrunedViT", "Segmenter", "TokenPolicy", "Yolos", "prune", "refine",
-    "resize_mask", "token_reduction",
+    "AdaptiveThreshold", "BAViT", "BackgroundPolicy", "PrunedDetector", "PrunedViT", "Segmenter", "TokenPolicy", "Yolos",
+    "prune", "refine", "resize_mask", "token_reduction",
 ]  # fmt: skip
 
 _HOMES = {
+    "AdaptiveThreshold": ("detect.adaptive", "AdaptiveThreshold"),
     "BAViT": ("background.model", "BAViT"),
     "BackgroundPolicy": ("plain_vit.policies", "BackgroundPolicy"),
     "PrunedDetector": ("detect.pruned", "PrunedDetector"),

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from bavit.attention import Backend, ragged_attention
+from bavit.attention import Backend, Kernel, ragged_attention
 from bavit.ragged import RaggedTokens
 from tokenlabels.errors import ParameterError
 
@@ -43,7 +43,7 @@ def check_block(block: nn.Module) -> None:
 
 
 def run_block(
-    block: nn.Module, tokens: RaggedTokens, backend: Backend = "auto", rope: Tensor | None = None
+    block: nn.Module, tokens: RaggedTokens, backend: Backend | Kernel = "auto", rope: Tensor | None = None
 ) -> RaggedTokens:
     """One block: `x + attention(norm1(x))`, then `x + mlp(norm2(x))`; of post-norm blocks the norm is the outer one.
 
@@ -94,7 +94,9 @@ def _in_pieces(block: Any, x: Tensor) -> Tensor:
     return torch.cat([piece + _branch(block, 2, block.mlp, piece) for piece in x.chunk(pieces)])
 
 
-def _attend(attention: Any, x: Tensor, *, lengths: tuple[int, ...], backend: Backend, rope: Tensor | None) -> Tensor:
+def _attend(
+    attention: Any, x: Tensor, *, lengths: tuple[int, ...], backend: Backend | Kernel, rope: Tensor | None
+) -> Tensor:
     """timm's `forward` of attention on packed tokens (total, dim)."""
     qkv = _projected(attention, x)
     if rope is not None or not isinstance(attention.q_norm, nn.Identity):

@@ -11,6 +11,7 @@ from cli.detection import detect, sweep
 from cli.evaluation import calibrate, evaluate, predict
 from cli.exporting import export
 from cli.finetuning import finetune
+from cli.joint import joint
 from cli.segment import segment
 from cli.training import train
 from tokenlabels import __version__
@@ -67,6 +68,7 @@ app.command(cls=GroupedCommand)(detect)
 app.command(cls=GroupedCommand)(sweep)
 app.command(cls=GroupedCommand)(finetune)
 app.command(cls=GroupedCommand)(export)
+app.command(cls=GroupedCommand)(joint)
 app.add_typer(segment, name="segment")
 
 

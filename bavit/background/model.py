@@ -130,8 +130,12 @@ class BAViT(
 
     def background(self, pixels: Tensor) -> Tensor:
         """float32 (B, rows, cols): the probability that a patch is background; shapes as in `forward`."""
-        logits: Tensor = self(pixels).float()
-        return torch.sigmoid(logits[..., 0] - logits[..., 1]).reshape(-1, *self.shape)
+        return self.background_of(self(pixels))
+
+    def background_of(self, logits: Tensor) -> Tensor:
+        """float32 (B, rows, cols): the probability that a patch is background, of logits as `forward` gives them."""
+        margin = logits[..., 0].float() - logits[..., 1].float()
+        return torch.sigmoid(margin).reshape(-1, *self.shape)
 
     def kept(self, pixels: Tensor) -> Tensor:
         """bool (B, rows, cols): the tokens to keep, by `threshold` and `refine_steps`; shapes as in `forward`."""

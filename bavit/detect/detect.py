@@ -181,7 +181,8 @@ def _cost(detector: PrunedDetector, found: Sequence[Detection]) -> dict[str, Any
     kept = np.array([int(each.keep.sum()) for each in found], np.int64)
     patches = np.array([each.keep.numel() for each in found], np.int64)
     after, config = detector.pruning.prune_after, detector.yolos.config
-    macs = detector.bavit.macs + float(detector_macs(config, kept, patches, prune_after=after).mean())
+    learned = detector.adaptive.macs if detector.adaptive and detector.pruning.by_threshold else 0
+    macs = detector.bavit.macs + learned + float(detector_macs(config, kept, patches, prune_after=after).mean())
     return {
         "sparsity": float(1 - kept.sum() / patches.sum()),
         "kept_patches": float(kept.mean()),

@@ -1,8 +1,9 @@
 """A pruned detector in a folder: both models, and how many patches stay.
 
-pruned.json   what is said here; written last, so that a folder without it is not finished
-bavit/        the BAViT, as `BAViT.save_pretrained` writes it
-detector/     the YOLOS, in transformers' format
+pruned.json            what is said here; written last, so that a folder without it is not finished
+bavit/                 the BAViT, as `BAViT.save_pretrained` writes it
+detector/              the YOLOS, in transformers' format
+adaptive.safetensors   a learned threshold, where pruned.json has its config
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from bavit.detect.adaptive import AdaptiveConfig
 from bavit.detect.pruning import Pruning
 from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
@@ -28,11 +30,13 @@ class Saved(msgspec.Struct, frozen=True):
     Attributes:
         pruning: how many patches stay.
         budget: what was asked for and found when that was chosen, see `bavit calibrate --detector`; None: it was not.
+        adaptive: what the learned threshold is made of, see `adaptive.py`; None: there is none.
         format: version of the file.
     """
 
     pruning: Pruning
     budget: dict[str, Any] | None = None
+    adaptive: AdaptiveConfig | None = None
     format: int = _FORMAT
 
 

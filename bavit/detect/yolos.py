@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from bavit.attention import Backend
+from bavit.attention import Backend, Kernel
 from bavit.detect.config import YolosConfig
 from bavit.detect.preprocess import preprocess
 from bavit.detect.weights import read_detector, write_detector
@@ -159,9 +159,9 @@ class Yolos(nn.Module):
         keep: Tensor | Sequence[Tensor | None] | None = None,
         *,
         prune_after: int = 0,
-        backend: Backend = "auto",
+        backend: Backend | Kernel = "auto",
     ) -> Iterator[RaggedTokens]:
-        """The tokens after each block, in turn; arguments and faults as of `forward`."""
+        """The tokens after each block, in turn; arguments and faults as of `forward` and `ragged_attention`."""
         if not 0 <= prune_after < self.config.depth:
             raise ParameterError(f"prune after layer {prune_after}: it is 0 to {self.config.depth - 1}.")
         images, masks = self._checked(pixels, keep)
@@ -246,7 +246,7 @@ class Backbone(nn.Module):
         return height // patch, width // patch
 
     def run(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor | None], prune_after: int, backend: Backend
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None], prune_after: int, backend: Backend | Kernel
     ) -> Iterator[RaggedTokens]:
         """The tokens after each block.
 
