@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from bavit.background.bootstrap import check_bootstrap
@@ -71,14 +71,25 @@ class Plan:
         return self.target in get_args(BudgetName)
 
 
-def plan_of(given: Mapping[TargetName, float | str | None], **rest: Any) -> Plan:
-    """A plan for the one target that is given; MACs may be text such as `8G`.
+def plan_of(given: Mapping[str, float | str | None], headroom: float | None = None, **rest: Any) -> Plan:
+    """A plan for the one target that is given.
+
+    Args:
+        given: values by name of the target, None where it is not wanted; MACs may be text such as `8G`.
+        headroom: None: `Plan`'s own.
+        rest: see `Plan`.
 
     Raises:
-        ParameterError: none or several of them are given, or see `Plan`.
+        ParameterError: none or several of them are given, a headroom where there is no budget, or see `Plan`.
     """
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) != 1:
         raise ParameterError("name one target: --macs, --tokens, --latency-ms, --sparsity or --fg-recall.")
     ((name, value),) = named.items()
-    return Plan(name, parse_macs(value) if isinstance(value, str) else float(value), **rest)
+    number = parse_macs(value) if isinstance(value, str) else float(value)
+    plan = Plan(cast(TargetName, name), number, **rest)
+    if headroom is None:
+        return plan
+    if not plan.is_budget:
+        raise ParameterError(f"--headroom is for a budget, and --{name} is none.")
+    return replace(plan, headroom=headroom)
