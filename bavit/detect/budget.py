@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 from typing import ClassVar, Literal, Protocol, TypeAlias
@@ -270,18 +271,24 @@ def check_limit(name: BudgetName, value: float, headroom: float) -> None:
 
 
 def told(name: BudgetName, value: float) -> str:
-    """A cost as a person writes it, rounded up to what is written."""
+    """A cost as a person gives it to an option, rounded up to what is written."""
     if name == "tokens":
-        return f"{ceil(value - 1e-9)}"
+        return f"{ceil(value)}"
     if name == "latency-ms":
-        return f"{ceil(value * 100 - 1e-6) / 100:.2f}"
+        return _decimals(ceil(value * 100), 100)
     unit, letter = (10**9, "G") if value >= 1e9 else (10**6, "M")
-    return f"{ceil(Fraction(value) * 1000 / unit) / 1000:.3f}{letter}"
+    return _decimals(ceil(Fraction(value) * 1000 / unit), 1000) + letter
+
+
+def _decimals(numerator: int, denominator: int) -> str:
+    """A decimal fraction, without zeros at its end."""
+    return f"{Decimal(numerator) / denominator:f}"
 
 
 def _check_reach(limit: Limit, patches: Patches, cap: int | None, *, fixed: bool) -> None:
     """Refuse a budget that the detector alone meets, and one that nothing meets; each says what can be had."""
-    wanted = f"--{limit.name} {told(limit.name, limit.value)}"
+    given = told("macs", limit.value) if limit.name == "macs" else f"{limit.value:g}"
+    wanted = f"--{limit.name} {given}"
 
     def cost(value: float) -> str:
         return f"{told(limit.name, value)} {UNITS[limit.name]}"
@@ -301,5 +308,10 @@ def _check_reach(limit: Limit, patches: Patches, cap: int | None, *, fixed: bool
         if cap == 0
         else f"images cost {cost(cheapest)} in the mean when all is removed that can be"
     )
-    nearest = told(limit.name, max(single / limit.headroom, cheapest))
-    raise TokenLabelsError(f"{wanted} is out of reach: {reason}; ask for {nearest} or more.")
+    nearest = max(single / limit.headroom, cheapest)
+    if limit.dense.mean() <= nearest and limit.dense.max() <= nearest * limit.headroom:
+        raise TokenLabelsError(
+            f"{wanted} is out of reach: {reason}; the dense detector alone costs {cost(float(limit.dense.mean()))} an "
+            "image: use that."
+        )
+    raise TokenLabelsError(f"{wanted} is out of reach: {reason}; ask for {told(limit.name, nearest)} or more.")

@@ -20,7 +20,7 @@ from bavit.background.calibrate import choose
 from bavit.background.model import BAViT
 from bavit.background.targets import RecallTarget, SparsityTarget
 from bavit.detect.accounting import detector_macs
-from bavit.detect.budget import Chosen, Cost, Limit, MacsCost, Patches, choose_within, tokens_cost
+from bavit.detect.budget import Chosen, Cost, Limit, MacsCost, Patches, choose_within, tokens_cost, told
 from bavit.detect.budget_record import Budget, make_budget
 from bavit.detect.calibration_plan import Plan
 from bavit.detect.calibration_set import look
@@ -102,6 +102,11 @@ def calibrate_detector(
         latency=latency, skipped=len(data) - len(numbers), names=names,
     )  # fmt: skip
     detector.budget = msgspec.to_builtins(found)
+    if found.macs > found.macs_dense:
+        progress.note(
+            f"BAViT and what is left of the detector cost {told('macs', found.macs)} MACs an image, the detector alone "
+            f"{told('macs', found.macs_dense)}."
+        )
     return detector, found
 
 
