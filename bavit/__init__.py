@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from bavit.segment.model import Segmenter
 
 __all__ = [
-    "AdaptiveThreshold", "BAViT", "BackgroundPolicy", "PrunedDetector", "PrunedViT", "Segmenter", "TokenPolicy", "Yolos",
-    "prune", "refine", "resize_mask", "token_reduction",
+    "AdaptiveThreshold", "BAViT", "BackgroundPolicy", "PrunedDetector", "PrunedViT", "Segmenter", "TokenPolicy",
+    "Yolos", "prune", "refine", "resize_mask", "token_reduction",
 ]  # fmt: skip
 
 _HOMES = {

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from cli.calibration import calibrate
 from cli.console import GroupedCommand, errors_reported, print_json, print_line, run_app
 from cli.detection import detect, sweep
-from cli.evaluation import calibrate, evaluate, predict
+from cli.evaluation import evaluate, predict
 from cli.exporting import export
 from cli.finetuning import finetune
 from cli.joint import joint
