@@ -10,6 +10,7 @@ from cli.console import GroupedCommand, errors_reported, print_json, print_line,
 from cli.detection import detect, sweep
 from cli.evaluation import calibrate, evaluate, predict
 from cli.finetuning import finetune
+from cli.reporting import report
 from cli.segment import segment
 from cli.training import train
 from tokenlabels import __version__
@@ -65,6 +66,7 @@ app.command(cls=GroupedCommand)(predict)
 app.command(cls=GroupedCommand)(detect)
 app.command(cls=GroupedCommand)(sweep)
 app.command(cls=GroupedCommand)(finetune)
+app.command(cls=GroupedCommand)(report)
 app.add_typer(segment, name="segment")
 
 

@@ -1,0 +1,170 @@
+"""What a page of results shows, whatever it was read from. Shares are in 0..1, MACs multiply-accumulates of an image."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from bavit.background.figures import Evaluation
+from bavit.detect.sweep_figures import Sweep
+
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A figure of several runs that differ in their seed: mean and standard deviation."""
+
+    mean: float
+    std: float
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    """A sweep of a detector."""
+
+    name: str
+    path: str
+    sweep: Sweep
+
+
+class SegmentPoint(msgspec.Struct, frozen=True):
+    """One row of a sweep of a segmenter, or its evaluation; see `bavit.segment.figures`. What was not timed is None."""
+
+    p0: float
+    exit_after: list[int]
+    method: str
+    miou: float
+    pixel_accuracy: float
+    macs: float
+    macs_dense: float
+    macs_reduction: float
+    images: int
+    keep_per_class: int = 0
+    dense: bool = False
+    head: str | None = None
+    speedup: float | None = None
+    latency_ms: float | None = None
+    latency_dense_ms: float | None = None
+    throughput: float | None = None
+    throughput_dense: float | None = None
+    miou_dense: float | None = None
+    environment: dict[str, str] = {}
+
+
+class SegmentResult(msgspec.Struct, frozen=True):
+    """A sweep of a segmenter, or, with one row, its evaluation."""
+
+    name: str
+    path: str
+    rows: list[SegmentPoint]
+    swept: bool
+    environment: dict[str, str]
+
+
+class EvaluationResult(msgspec.Struct, frozen=True):
+    """An evaluation of a BAViT."""
+
+    name: str
+    path: str
+    evaluation: Evaluation
+
+
+class Training(msgspec.Struct, frozen=True):
+    """A training run.
+
+    Attributes:
+        name: of the run.
+        path: its folder.
+        trained: what was trained: `BAViT`, `detector`, `segmenter`, or `BAViT and detector`.
+        data: what on, as its run.json says.
+        images: how many pictures an epoch has.
+        settings: choices a person made.
+        environment: versions and devices.
+        epochs: the figures of each epoch, as metrics.jsonl has them, the last record of an epoch only.
+    """
+
+    name: str
+    path: str
+    trained: str
+    data: str
+    images: int | None
+    settings: dict[str, Scalar]
+    environment: dict[str, str]
+    epochs: list[dict[str, float]]
+
+    def series(self, key: str) -> list[tuple[float, float]]:
+        """Epoch and value of a figure, of those epochs that have it."""
+        return [(record["epoch"], record[key]) for record in self.epochs if key in record]
+
+    @property
+    def quality(self) -> str | None:
+        """The figure by which such a model is judged on the validation set; None where nothing was validated."""
+        keys = {key for record in self.epochs for key in record}
+        return next(
+            (key for key in ("val_ap", "val_miou", "val_balanced_accuracy", "val_accuracy") if key in keys), None
+        )
+
+    @property
+    def seconds(self) -> float | None:
+        """What training took, validation included; None where that was not recorded."""
+        return self.epochs[-1].get("seconds") if self.epochs else None
+
+
+class DetectorResult(msgspec.Struct, frozen=True):
+    """A saved pruned detector: what is kept, and the budget that it was chosen for."""
+
+    name: str
+    path: str
+    pruning: dict[str, Scalar]
+    budget: dict[str, Scalar]
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Records of one shape.
+
+    Attributes:
+        title: where in the file they stand.
+        columns: keys, in the order of their first occurrence.
+        rows: values by key; a key that is missing was not measured.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[dict[str, Scalar | Spread]]
+
+
+class TablesResult(msgspec.Struct, frozen=True):
+    """Whatever else a file measures: benchmarks, comparisons of methods, reports of an export."""
+
+    name: str
+    path: str
+    facts: dict[str, Scalar]
+    tables: list[Table]
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A picture that a run left behind."""
+
+    title: str
+    words: str
+    path: str
+
+
+class Results(msgspec.Struct):
+    """Everything that was found, by kind, in the order in which it was named."""
+
+    sweeps: list[SweepResult] = []
+    evaluations: list[EvaluationResult] = []
+    segmentations: list[SegmentResult] = []
+    trainings: list[Training] = []
+    detectors: list[DetectorResult] = []
+    tables: list[TablesResult] = []
+    pictures: list[Shown] = []
+    notes: list[str] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self.named()))
+
+    def named(self) -> list[list[Any]]:
+        """The lists of results that have a name and a path."""
+        return [self.sweeps, self.evaluations, self.segmentations, self.trainings, self.detectors, self.tables]

@@ -1,0 +1,158 @@
+"""Evaluations of BAViT, training runs, and saved detectors with their budgets, as HTML."""
+
+from __future__ import annotations
+
+from bavit.report.charts import Axis, Series, chart, legend
+from bavit.report.results import Results, Scalar, Training
+from bavit.report.section import NONE, Section, cell, number, plain, share
+from bavit.report.sections_costs import seconds
+from tokenlabels.report.markup import Column, Row, card, count, details, name, pairs, table
+
+_MOST_LINES = 7
+"""Of more runs of a kind the first are drawn; the table has all."""
+
+_QUALITY = {
+    "val_ap": "AP, points", "val_miou": "mIoU, points", "val_balanced_accuracy": "balanced accuracy, %",
+    "val_accuracy": "accuracy, %",
+}  # fmt: skip
+
+
+def evaluations(results: Results) -> Section:
+    """Accuracy beside what it takes no model to reach, and what is kept and lost by how much is removed."""
+    found = results.evaluations
+    if not found:
+        return Section("bavit", "BAViT", "")
+    titles = (
+        "accuracy", "majority", "by position", "balanced", "FG recall", "FG precision", "FG IoU", "AUROC", "ECE", "removed",
+        "objects lost", "GMAC", "parameters",
+    )  # fmt: skip
+    rows: list[Row] = []
+    for each in found:
+        one = each.evaluation
+        rows.append([
+            name(each.name), share(one.accuracy), share(one.majority), share(one.position_prior),
+            share(one.balanced_accuracy), share(one.fg_recall), share(one.fg_precision), share(one.fg_iou),
+            f"{one.auroc:.3f}", f"{one.ece:.3f}", share(one.sparsity), share(one.lost_objects), f"{one.macs / 1e9:.3f}",
+            count(one.parameters),
+        ])  # fmt: skip
+    numbers = table("Evaluations of BAViT", [Column("run", numeric=False), *map(Column, titles)], rows)
+    x = Axis("patches removed, %", 100, "%", start=0)
+    recall, lost = [], []
+    for colour, each in enumerate(found[:_MOST_LINES]):
+        points = each.evaluation.curve
+        order = sorted(range(len(points.sparsity)), key=lambda index: points.sparsity[index])
+        recall.append(Series(each.name, [(points.sparsity[i], points.fg_recall[i]) for i in order], colour))
+        lost.append(Series(each.name, [(points.sparsity[i], points.lost_objects[i]) for i in order], colour))
+    chance = Series("removed at random", [(0.0, 1.0), (1.0, 0.0)], 6, "dotted")
+    foreground, objects = Axis("of the foreground, %", 100, "%"), Axis("of the objects, %", 100, "%")
+    kept = chart([*recall, chance], x, foreground, title="Foreground kept by patches removed")
+    gone = chart(lost, x, objects, title="Objects lost by patches removed")
+    drawings = f"<div><h4>foreground kept</h4>{kept}</div><div><h4>objects lost</h4>{gone}</div>"
+    keys = legend([*((each.name, each.colour, "solid") for each in recall), (chance.name, chance.colour, "dotted")])
+    lead = (
+        "“Majority” always gives the commoner label, “by position” the commoner one of each place: what it takes no model to "
+        "reach. An object is lost where fewer than half of its foreground patches are kept."
+    )
+    content = card(
+        "Background against foreground", lead, f'{numbers}<div class="pair">{drawings}</div>{keys}', wide=True
+    )
+    return Section("bavit", "BAViT", content)
+
+
+def trainings(results: Results) -> Section:
+    """Loss and quality by epoch, and what training took."""
+    kinds = dict.fromkeys(each.trained for each in results.trainings)
+    content = "".join(_curves(kind, [each for each in results.trainings if each.trained == kind]) for kind in kinds)
+    return Section("training", "Training", content + _took(results))
+
+
+def _curves(kind: str, runs: list[Training]) -> str:
+    drawn = [each for each in runs if each.epochs][:_MOST_LINES]
+    losses = [Series(f"{each.name}, training", each.series("train_loss"), colour) for colour, each in enumerate(drawn)]
+    losses += [
+        Series(f"{each.name}, validation", each.series("val_loss"), colour, "dashed")
+        for colour, each in enumerate(drawn)
+    ]
+    key = next((each.quality for each in drawn if each.quality), None)
+    epoch = Axis("epoch", start=0)
+    loss = chart(
+        [each for each in losses if each.points], epoch, Axis("loss", start=0), title=f"Loss of {kind} by epoch"
+    )
+    parts = f"<div><h4>loss</h4>{loss}</div>"
+    if key is not None:
+        quality = [Series(each.name, each.series(key), colour) for colour, each in enumerate(drawn)]
+        label = _QUALITY[key]
+        shown = chart(
+            [each for each in quality if each.points], epoch, Axis(label, 100), title=f"{label} of {kind} by epoch"
+        )
+        parts += f"<div><h4>{label.partition(',')[0]}, validation</h4>{shown}</div>"
+    keys = legend(
+        [*((each.name, colour, "solid") for colour, each in enumerate(drawn)), ("validation", None, "dashed")]
+    )
+    many = f" The first {len(drawn)} of {len(runs)} runs are drawn." if len(runs) > len(drawn) else ""
+    lead = f"{len(runs)} run{'s' if len(runs) > 1 else ''}: loss of training, and of validation dashed.{many}"
+    return card(f"Training of a {kind}", lead, f'<div class="pair">{parts}</div>{keys}', wide=True)
+
+
+def _took(results: Results) -> str:
+    if not results.trainings:
+        return ""
+    rows: list[Row] = []
+    for each in results.trainings:
+        last = each.epochs[-1] if each.epochs else {}
+        quality = each.quality
+        final = each.series(quality)[-1][1] if quality else None
+        best = max((value for _, value in each.series(quality)), default=None) if quality else None
+        rows.append([
+            name(each.name), each.trained, NONE if quality is None else _QUALITY[quality].partition(",")[0],
+            NONE if final is None else f"{100 * final:.1f}", NONE if best is None else f"{100 * best:.1f}",
+            number(last.get("epoch"), ",.0f"), number(each.images, ","), number(last.get("images_per_second"), ",.3g"),
+            seconds(each.seconds),
+        ])  # fmt: skip
+    columns = [
+        Column("run", numeric=False), Column("trained", numeric=False), Column("judged by", numeric=False),
+        *map(Column, ("last", "best", "epochs", "images", "images/s", "took")),
+    ]  # fmt: skip
+    chosen = "".join(
+        details(f"{each.name}: settings", pairs([(key, plain(value)) for key, value in each.settings.items()]))
+        for each in results.trainings
+    )
+    lead = "On the validation set, after the last epoch and at best. Time is that of training, validation included."
+    return card("What training took", lead, table("Training runs", columns, rows) + chosen, wide=True)
+
+
+def budgets(results: Results) -> Section:
+    """Saved pruned detectors: what they keep, and the budget for which that was chosen."""
+    content = ""
+    for each in results.detectors:
+        asked = _pairs(each.budget) if each.budget else '<p class="note">It was not chosen for a budget.</p>'
+        content += card(
+            each.name,
+            "A saved pruned detector: how many patches stay, and what was asked for and found when that was chosen.",
+            f"<h4>what stays</h4>{_pairs(each.pruning)}<h4>budget</h4>{asked}",
+            wide=True,
+        )
+    return Section("budgets", "Budgets", content)
+
+
+def tables(results: Results) -> Section:
+    """Whatever else was measured, as it stands in its file."""
+    content = ""
+    for each in results.tables:
+        parts = _pairs(each.facts) if each.facts else ""
+        for one in each.tables:
+            title = one.title or each.name
+            columns = [Column(column.replace("_", " "), numeric=_numeric(one.rows, column)) for column in one.columns]
+            rows: list[Row] = [[cell(row.get(column)) for column in one.columns] for row in one.rows]
+            parts += f"<h4>{name(title.replace('_', ' '))}</h4>" + table(title, columns, rows)
+        content += card(each.name, f"As measured, from {name(each.path)}. A figure with ± has the standard deviation over runs.",
+                        f'<div class="stack">{parts}</div>', wide=True)  # fmt: skip
+    return Section("measurements", "More measurements", content)
+
+
+def _numeric(rows: list[dict[str, Scalar]], column: str) -> bool:
+    return any(not isinstance(row.get(column), (str, bool, type(None))) for row in rows)
+
+
+def _pairs(values: dict[str, Scalar]) -> str:
+    return pairs([(key.replace("_", " "), plain(value)) for key, value in values.items() if value is not None])
