@@ -126,15 +126,19 @@ def write_page(
 
 
 def _gallery(samples: Sequence[Sample], addresses: Sequence[str], note: str) -> str:
-    items = "\n".join(
-        f'<li class="strip{" broad" if _is_broad(sample.picture) else ""}"><figure><div class="scroll" role="region" tabindex="0" aria-label="{esc(sample.title)}">'
-        f'<img alt="{esc(sample.words)} {esc(sample.title)}" src="{address}"></div>'
-        f"<figcaption>{name(sample.title)}</figcaption></figure></li>"
-        for sample, address in zip(samples, addresses, strict=True)
-    )
+    items = "\n".join(_item(sample, address) for sample, address in zip(samples, addresses, strict=True))
     return (
         '<section id="samples" aria-labelledby="samples-title"><h2 id="samples-title">Samples</h2>'
         f'<p class="note">{esc(note)}</p><ul class="strips">{items}</ul></section>'
+    )
+
+
+def _item(sample: Sample, address: str) -> str:
+    kind = "strip broad" if _is_broad(sample.picture) else "strip"
+    return (
+        f'<li class="{kind}"><figure><div class="scroll" role="region" tabindex="0" aria-label="{esc(sample.title)}">'
+        f'<img alt="{esc(sample.words)} {esc(sample.title)}" src="{address}"></div>'
+        f"<figcaption>{name(sample.title)}</figcaption></figure></li>"
     )
 
 

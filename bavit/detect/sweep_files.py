@@ -28,8 +28,7 @@ def write_sweep(
     before: Sweep | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write `sweep.json`, `sweep.csv`, `sweep.png`, `sweep.html` and `samples/`, and take away what a killed sweep would
-    need.
+    """Write `sweep.json`, `.csv`, `.png`, `.html` and `samples/`, and take away what a killed sweep would need.
 
     Args:
         swept: what is written.

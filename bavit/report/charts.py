@@ -268,10 +268,11 @@ def _marks(frame: _Frame, series: Series, x: Axis, y: Axis) -> str:
         return ""
     number = series.colour % len(LINES)
     shape = _SHAPES[number] if series.dashes == "solid" else _DOT
-    notes = [f", {note}" for note in series.notes] or [""] * len(points)
+    notes = [f", {note}" if note else "" for note in series.notes] or [""] * len(points)
     return "".join(
         f'<g class="point c{number}" transform="translate({frame.across(a):.2f} {frame.down(b):.2f})">'
-        f'<title>{esc(series.name)}: {y.text(b)} at {x.text(a)}{esc(note)}</title><circle r="9"/><path d="{shape}"/></g>'
+        f"<title>{esc(series.name)}: {y.text(b)} at {x.text(a)}{esc(note)}</title>"
+        f'<circle r="9"/><path d="{shape}"/></g>'
         for (a, b), note in zip(points, notes, strict=True)
     )
 

@@ -30,8 +30,8 @@ T = TypeVar("T")
 
 _MAX_EPOCHS = 100_000
 _SETTINGS = (
-    "recipe", "epochs", "batch_size", "seed", "precision", "init", "depth", "width", "masks", "optimizer", "lr", "bavit",
-    "detector", "head", "threshold", "top_k", "sparsity", "max_tokens",
+    "recipe", "epochs", "batch_size", "seed", "precision", "init", "depth", "width", "masks", "optimizer", "lr",
+    "bavit", "detector", "head", "threshold", "top_k", "sparsity", "max_tokens",
 )  # fmt: skip
 """Of a training run, those of its settings that are shown where they were made."""
 
@@ -67,8 +67,8 @@ def add_file(results: Results, name: str, path: Path, content: Any) -> None:
 def known_kinds() -> str:
     """What can be named, in words."""
     return (
-        "the folder or file of a sweep, of a training run, of a saved pruned detector, of an evaluation or a sweep of a "
-        "segmenter, the JSON of bavit eval, export or a benchmark, or a folder of such"
+        "the folder or file of a sweep, of a training run, of a saved pruned detector, or of a segmenter's evaluation "
+        "or sweep, the JSON of bavit eval, export or a benchmark, or a folder of such"
     )
 
 

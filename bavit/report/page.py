@@ -16,6 +16,7 @@ from bavit.report import (
     sections_models,
     sections_segment,
     sections_table_two,
+    sections_tables,
 )
 from bavit.report.results import Results
 from bavit.report.section import NONE, Section
@@ -25,8 +26,8 @@ from tokenlabels.report.markup import Column, Row, card, count, esc, name, table
 _HOME = Path(__file__)
 _TEMPLATE, _STYLE = _HOME.with_name("page.html"), _HOME.with_name("page.css")
 _NOTE = (
-    "What runs left behind: of sweeps the ground truth and what is found at some thresholds, removed patches greyed out; of "
-    "segmenters labels, prediction and the stages at which tokens ended."
+    "What runs left behind: of sweeps the ground truth and what is found at some thresholds, removed patches greyed "
+    "out; of segmenters labels, prediction and the stages at which tokens ended."
 )
 
 
@@ -56,15 +57,16 @@ def write_results_page(results: Results, path: str | Path, *, title: str, sample
         sections_models.budgets(results),
         sections_segment.section(results),
         sections_models.trainings(results),
-        sections_models.tables(results),
+        sections_tables.section(results),
         Section("runs", "Runs", _runs(results)),
     ]
+    tiles = sections_detection.tiles(results)
     parts = {
         "title": esc(title),
         "heading": name(title),
         "facts": "".join(f"<li>{esc(fact)}</li>" for fact in _facts(results)),
-        "tiles": sections_detection.tiles(results),
-        "nav-before": _links(before),
+        "key-figures": _key_figures(tiles),
+        "nav-before": _links([Section("key-figures", "Key figures", tiles), *before]),
         "nav-after": _links(after),
         "before": _sections(before),
         "after": _sections(after),
@@ -99,8 +101,8 @@ def default_title(results: Results) -> str:
 
 
 _NO_PICTURES = (
-    '<p class="notice">The sweeps left no pictures behind: they do where <code>bavit sweep</code> is run with --samples, '
-    "which puts them into the folder samples beside sweep.json.</p>"
+    '<p class="notice">The sweeps left no pictures behind: they do where <code>bavit sweep</code> is run with '
+    "--samples, which puts them into the folder samples beside sweep.json.</p>"
 )
 
 
@@ -130,22 +132,21 @@ def _runs(results: Results) -> str:
         rows.append(
             [name(each.name), "sweep", name(setting.data), f"{made}; {_machine(setting.environment)}", name(each.path)]
         )
-    for one in results.evaluations:
-        rows.append(
-            [name(one.name), "evaluation of a BAViT", NONE, f"{count(one.evaluation.images)} images", name(one.path)]
-        )
+    rows += [
+        [name(one.name), "evaluation of a BAViT", NONE, f"{count(one.evaluation.images)} images", name(one.path)]
+        for one in results.evaluations
+    ]
     for seg in results.segmentations:
         kind = "sweep of a segmenter" if seg.swept else "evaluation of a segmenter"
         images = seg.rows[0].images if seg.rows else 0
         rows.append(
             [name(seg.name), kind, NONE, f"{count(images)} images; {_machine(seg.environment)}", name(seg.path)]
         )
-    for run in results.trainings:
-        rows.append(
-            [name(run.name), f"training, {run.trained}", name(run.data), _machine(run.environment), name(run.path)]
-        )
-    for saved in results.detectors:
-        rows.append([name(saved.name), "saved pruned detector", NONE, NONE, name(saved.path)])
+    rows += [
+        [name(run.name), f"training, {run.trained}", name(run.data), _machine(run.environment), name(run.path)]
+        for run in results.trainings
+    ]
+    rows += [[name(saved.name), "saved pruned detector", NONE, NONE, name(saved.path)] for saved in results.detectors]
     for other in results.tables:
         machine = {key: str(other.facts[key]) for key in _MACHINE if other.facts.get(key) is not None}
         rows.append([name(other.name), "measurements", NONE, _machine(machine), name(other.path)])
@@ -159,6 +160,15 @@ _MACHINE = ("device", "devices", "precision", "threads", "cpu_threads", "python"
 def _machine(environment: dict[str, str]) -> str:
     told = [f"{key.replace('_', ' ')} {environment[key]}" for key in _MACHINE if key in environment]
     return esc(", ".join(told)) or NONE
+
+
+def _key_figures(tiles: str) -> str:
+    if not tiles:
+        return ""
+    return (
+        '<section id="key-figures" aria-labelledby="key-figures-title">'
+        f'<h2 id="key-figures-title" class="quiet">Key figures</h2>{tiles}</section>'
+    )
 
 
 def _links(sections: Sequence[Section]) -> str:
@@ -178,7 +188,8 @@ def _colours() -> str:
     """The colours of lines, as variables."""
     pairs = "".join(f"--c{number}: light-dark({light}, {dark});" for number, (light, dark) in enumerate(LINES))
     kinds = "".join(
-        f".c{number} {{ --line: var(--c{number}); }} .k{number} {{ fill: var(--c{number}); background: var(--c{number}); }}"
+        f".c{number} {{ --line: var(--c{number}); }}\n"
+        f".k{number} {{ fill: var(--c{number}); background: var(--c{number}); }}\n"
         for number in range(len(LINES))
     )
     return f":root {{ {pairs} }}\n{kinds}\n"

@@ -1,7 +1,7 @@
 """Any JSON that measures things -> tables: lists of objects wherever they stand, and the plain values beside them.
 
-An object of a mean and a spread, `{"mean": 0.5, "std": 0.01}`, is one figure, and so are the pairs of keys `ap_mean` and
-`ap_std`. Objects within a record are opened out: `{"onnx": {"ms": 3}}` has the column `onnx ms`.
+An object of a mean and a spread, `{"mean": 0.5, "std": 0.01}`, is one figure, and so are the keys `ap_mean` and
+`ap_std` together. Objects within a record are opened out: `{"onnx": {"ms": 3}}` has the column `onnx ms`.
 """
 
 from __future__ import annotations

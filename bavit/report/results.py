@@ -1,4 +1,4 @@
-"""What a page of results shows, whatever it was read from. Shares are in 0..1, MACs multiply-accumulates of an image."""
+"""What a page of results shows, whatever it was read from. Shares are in 0..1, MACs are of an image."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bavit.detect.sweep_figures import SweepRow
-from bavit.report.charts import Axis, Level, Series, bars, chart, legend
+from bavit.report.charts import Axis, Dashes, Level, Series, bars, chart, legend
 from bavit.report.results import Results, SweepResult
 from bavit.report.section import NONE, Section, number, share
 from bavit.report.sections_detection import colours_of
@@ -22,7 +22,7 @@ def section(results: Results) -> Section:
     if len(results.sweeps) > _MOST_RUNS:
         content += f'<p class="notice">Parts of the first {_MOST_RUNS} sweeps are drawn; the table has all.</p>'
     if results.sweeps:
-        content += _memory(results) + _table(results.sweeps)
+        content += _left(results) + _table(results.sweeps)
     return Section("costs", "Costs", content)
 
 
@@ -61,46 +61,50 @@ def _some(rows: Sequence[SweepRow]) -> list[SweepRow]:
     return [rows[round(place * (len(rows) - 1) / (_MOST_BARS - 1))] for place in range(_MOST_BARS)]
 
 
-def _memory(results: Results) -> str:
-    """Memory and throughput by what is removed."""
+def _left(results: Results) -> str:
+    """MACs, tokens and memory that are left of the dense detector's, by what is removed."""
     colours = colours_of(results)
-    memory, throughput, peaks, rates = [], [], [], []
+    work, memory, peaks = [], [], []
     for each in results.sweeps:
-        sweep, colour = each.sweep, colours[each.name]
-        rows = sorted(sweep.of("bavit"), key=lambda row: row.sparsity_timed)
-        rate = sweep.dense.throughput
-        throughput.append(_by_sparsity(each.name, [(row, row.throughput) for row in rows], colour))
-        rates.append(Level(f"{each.name}, dense: {decimal(rate)} images/s", rate, colour, decimal(rate)))
-        peak = sweep.dense.peak_memory_mb
-        known = [(row, row.peak_memory_mb) for row in rows if row.peak_memory_mb is not None]
+        colour = colours[each.name]
+        rows = each.sweep.of("bavit")
+        macs = [(row.sparsity, row.macs / row.macs_dense) for row in rows if row.macs_dense > 0]
+        tokens = [(row.sparsity, row.tokens_total / row.tokens_detector) for row in rows if row.tokens_detector > 0]
+        work.append(Series(f"{each.name}, MACs", macs, colour))
+        work.append(Series(f"{each.name}, tokens", tokens, colour, "dashed"))
+        peak = each.sweep.dense.peak_memory_mb
+        known = [(row.sparsity_timed, row.peak_memory_mb) for row in rows if row.peak_memory_mb is not None]
         if known and peak is not None:
-            memory.append(_by_sparsity(each.name, known, colour))
+            memory.append(Series(each.name, known, colour))
             peaks.append(Level(f"{each.name}, dense: {decimal(peak)} MB", peak, colour, decimal(peak)))
-    y = Axis("images per second", 1, " images/s", start=0)
-    drawings = (
-        f"<div><h4>throughput</h4>{chart(throughput, _REMOVED, y, title='Throughput by sparsity', levels=rates)}</div>"
-    )
+    of_dense = Axis("% of dense", 100, "%", start=0)
+    level = Level("dense", 1.0, None, "dense")
+    drawn = chart(work, _REMOVED, of_dense, title="MACs and tokens left by sparsity", levels=[level])
+    drawings = f"<div><h4>work that is left</h4>{drawn}</div>"
     if memory:
-        y = Axis("peak memory of a batch, MB", 1, " MB", start=0)
-        drawn = chart(memory, _REMOVED, y, title="Peak memory of a batch by sparsity", levels=peaks)
+        megabytes = Axis("peak memory of a batch, MB", 1, " MB", start=0)
+        drawn = chart(memory, _REMOVED, megabytes, title="Peak memory of a batch by sparsity", levels=peaks)
         drawings += f"<div><h4>memory</h4>{drawn}</div>"
-    keys = legend([*((each.name, each.colour, "solid") for each in throughput), ("dense", None, "level")])
+    runs = [(each.name, colours[each.name]) for each in results.sweeps]
+    keys = legend([*((each, colour, "solid") for each, colour in runs), *_KEYS])
     lead = (
-        "Of batches, BAViT included. Memory is the most that a batch takes beside weights and what was held before. Dense "
-        "throughput is the median over all rows."
+        "BAViT included. Tokens are patches alone, once for each block, as the paper counts; MACs have everything. "
+        "Memory is the most that a batch takes beside weights and what was held before."
     )
-    return card("Throughput and memory", lead, f'<div class="pair">{drawings}</div>{keys}', wide=True)
+    return card("What is left", lead, f'<div class="pair">{drawings}</div>{keys}', wide=True)
 
 
-def _by_sparsity(title: str, rows: Sequence[tuple[SweepRow, float]], colour: int) -> Series:
-    points = [(row.sparsity_timed, value) for row, value in rows]
-    return Series(title, points, colour, "solid", [f"threshold {row.threshold:g}" for row, _ in rows])
+_KEYS: tuple[tuple[str, None, Dashes], ...] = (
+    ("MACs", None, "solid"),
+    ("tokens", None, "dashed"),
+    ("dense", None, "level"),
+)
 
 
 def _table(sweeps: Sequence[SweepResult]) -> str:
     titles = (
-        "removed", "patches kept", "MACs saved", "latency, ms", "dense", "saved", "images/s", "dense", "memory, MB", "dense",
-        "saved",
+        "removed", "patches kept", "MACs saved", "latency, ms", "dense", "saved", "images/s", "dense", "memory, MB",
+        "dense", "saved",
     )  # fmt: skip
     rows: list[Row] = []
     for each in sweeps:
@@ -109,8 +113,8 @@ def _table(sweeps: Sequence[SweepResult]) -> str:
             if row.peak_memory_mb is not None and row.peak_memory_dense_mb is not None:
                 memory = saved(row.peak_memory_mb, row.peak_memory_dense_mb)
             rows.append([
-                name(each.name), share(row.sparsity), decimal(row.kept_patches), share(saved(row.macs, row.macs_dense)),
-                decimal(row.latency_ms), decimal(row.latency_dense_ms),
+                name(each.name), share(row.sparsity), decimal(row.kept_patches),
+                share(saved(row.macs, row.macs_dense)), decimal(row.latency_ms), decimal(row.latency_dense_ms),
                 share(saved(row.latency_ms, row.latency_dense_ms)), decimal(row.throughput),
                 decimal(row.throughput_dense), number(row.peak_memory_mb, ",.1f"),
                 number(row.peak_memory_dense_mb, ",.1f"), share(memory),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bavit.detect.sweep_figures import MASK_NAMES, MaskSource, SweepRow
+from bavit.detect.sweep_figures import MASK_NAMES, MASK_SOURCES, MaskSource, SweepRow
 from bavit.report.charts import Axis, Dashes, Level, Series, chart, legend
 from bavit.report.results import Results, SweepResult
 from bavit.report.section import NONE, Section, change, number, points, share
 from bavit.report.summary import fastest, headline, segment_headline, trained
-from tokenlabels.report.markup import Cell, Column, Row, card, count, decimal, details, esc, name, table, tile
+from tokenlabels.report.markup import Column, Row, card, count, decimal, details, esc, name, table, tile
 
 _DASHES: dict[MaskSource, Dashes] = {"bavit": "solid", "labels": "dashed", "random": "dotted"}
-_BOUNDS = {"bavit": "masks of BAViT", "labels": "oracle: masks of the labels", "random": "random masks, as many kept"}
+_LINES: dict[MaskSource, str] = {
+    "bavit": "masks of BAViT",
+    "labels": "oracle: masks of the labels",
+    "random": "random masks, as many kept",
+}
 _MOST_WITH_BOUNDS = 3
 """Of more sweeps, only the first has its bounds drawn."""
 
@@ -95,23 +99,27 @@ def colours_of(results: Results) -> dict[str, int]:
     return {each.name: index for index, each in enumerate(results.sweeps)}
 
 
+def _relative_latency(row: SweepRow) -> float:
+    return row.latency_ms / row.latency_dense_ms if row.latency_dense_ms > 0 else 1.0
+
+
 _VIEWS: tuple[tuple[Axis, str, Callable[[SweepRow], float], str], ...] = (
     (
         _SPARSITY, "By patches removed", lambda row: row.sparsity, (
-            "Average precision by the share of the detector's patches that is removed. The oracle removes by the labels, "
-            "which no model can see; random masks keep as many patches of each image as BAViT does."
+            "Average precision by the share of the detector's patches that is removed. The oracle removes by the "
+            "labels, which no model can see; random masks keep as many patches of each image as BAViT does."
         ),
     ),
     (
         _GMAC, "By multiply-accumulates", lambda row: row.macs, (
-            "All work is counted: BAViT, attention, CLS and detection tokens. The single mark on a horizontal line is the "
-            "dense detector."
+            "All work is counted: BAViT, attention, CLS and detection tokens. The single mark on a horizontal line is "
+            "the dense detector."
         ),
     ),
     (
-        _LATENCY, "By latency", lambda row: row.latency_ms / row.latency_dense_ms if row.latency_dense_ms > 0 else 1.0, (
-            "Median time of one image alone, held in memory, against the dense detector that took turns with it on the "
-            "machine of the run, so that a machine that is busy slows both. Left of 100 % is faster than dense."
+        _LATENCY, "By latency", _relative_latency, (
+            "Median time of one image alone, held in memory, against the dense detector that took turns with it on "
+            "the machine of the run, so that a machine that is busy slows both. Left of 100 % is faster than dense."
         ),
     ),
 )  # fmt: skip
@@ -124,8 +132,8 @@ def _notes(sweeps: Sequence[SweepResult]) -> str:
 
 def _key_card(sweeps: Sequence[SweepResult], colours: dict[str, int]) -> str:
     runs = legend([(each.name, colours[each.name], "solid") for each in sweeps])
-    sources = [mask for mask in _BOUNDS if any(mask in each.sweep.sources for each in sweeps)]
-    masks = legend([*((_BOUNDS[mask], None, _DASHES[mask]) for mask in sources), ("dense: all patches", None, "level")])
+    sources = [mask for mask in _LINES if any(mask in each.sweep.sources for each in sweeps)]
+    masks = legend([*((_LINES[mask], None, _DASHES[mask]) for mask in sources), ("dense: all patches", None, "level")])
     bounds = "" if len(sweeps) <= _MOST_WITH_BOUNDS else " Bounds are those of the first."
     return (
         f'<div class="key-card"><div><h3>Runs</h3>{runs}</div><div><h3>Lines</h3>{masks}</div>'
@@ -138,7 +146,7 @@ def _precision(
     key: str, title: str,
 ) -> str:  # fmt: skip
     lines, levels = [], []
-    for mask in ("bavit", "labels", "random"):
+    for mask in MASK_SOURCES:
         for place, each in enumerate(sweeps):
             if mask != "bavit" and place and len(sweeps) > _MOST_WITH_BOUNDS:
                 continue
@@ -179,10 +187,9 @@ def _speed(sweeps: Sequence[SweepResult], colours: dict[str, int]) -> str:
         ideal = list(zip(x, [row.speedup_ideal for row in rows], strict=True))
         batches.append(Series(f"{each.name}, ideal by MACs", ideal, colour, "dashed", notes))
     level = [Level("dense", 1.0, None, "dense")]
-    drawings = (
-        f"<div><h4>in batches</h4>{chart(batches, _SPARSITY, _TIMES, title='Speed-up in batches by sparsity', levels=level)}</div>"
-        f"<div><h4>one image alone</h4>{chart(alone, _SPARSITY, _TIMES, title='Speed-up of one image by sparsity', levels=level)}</div>"
-    )
+    many = chart(batches, _SPARSITY, _TIMES, title="Speed-up in batches by sparsity", levels=level)
+    one = chart(alone, _SPARSITY, _TIMES, title="Speed-up of one image by sparsity", levels=level)
+    drawings = f"<div><h4>in batches</h4>{many}</div><div><h4>one image alone</h4>{one}</div>"
     items: list[tuple[str, int | None, Dashes]] = [(each.name, colours[each.name], "solid") for each in sweeps]
     items.append(("ideal: ratio of MACs", None, "dashed"))
     lead = (
@@ -203,16 +210,18 @@ def _all_rows(sweeps: Sequence[SweepResult]) -> str:
         dense, random = each.sweep.dense, each.sweep.setting.random_weights
         rows.append([
             name(each.name), "dense", NONE, share(0.0), *_precisions(dense, random), f"{dense.macs / 1e9:.3f}",
-            decimal(dense.latency_ms), decimal(dense.latency_p95_ms), decimal(dense.throughput), "1.00x", "1.00x", "1.00x",
-            number(dense.peak_memory_mb, ",.0f"),
+            decimal(dense.latency_ms), decimal(dense.latency_p95_ms), decimal(dense.throughput), "1.00x", "1.00x",
+            "1.00x", number(dense.peak_memory_mb, ",.0f"),
         ])  # fmt: skip
-        for row in each.sweep.rows:
-            rows.append([
-                name(each.name), esc(MASK_NAMES[row.mask]), f"{row.threshold:g}", Cell(share(row.sparsity)),
-                *_precisions(row, random), f"{row.macs / 1e9:.3f}", decimal(row.latency_ms), decimal(row.latency_p95_ms),
-                decimal(row.throughput), f"{row.speedup:.2f}x", f"{row.speedup_latency:.2f}x",
-                f"{row.speedup_ideal:.2f}x", number(row.peak_memory_mb, ",.0f"),
-            ])  # fmt: skip
+        rows += [
+            [
+                name(each.name), esc(MASK_NAMES[row.mask]), f"{row.threshold:g}", share(row.sparsity),
+                *_precisions(row, random), f"{row.macs / 1e9:.3f}", decimal(row.latency_ms),
+                decimal(row.latency_p95_ms), decimal(row.throughput), f"{row.speedup:.2f}x",
+                f"{row.speedup_latency:.2f}x", f"{row.speedup_ideal:.2f}x", number(row.peak_memory_mb, ",.0f"),
+            ]
+            for row in each.sweep.rows
+        ]  # fmt: skip
     found = details(f"All {count(len(rows))} rows as numbers", table("All rows of all sweeps", columns, rows))
     return f'<div class="notice">{found}</div>'
 

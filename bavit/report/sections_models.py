@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bavit.report.charts import Axis, Series, chart, legend
 from bavit.report.results import Results, Scalar, Training
-from bavit.report.section import NONE, Section, cell, number, plain, share
+from bavit.report.section import NONE, Section, number, plain, share
 from bavit.report.sections_costs import seconds
 from tokenlabels.report.markup import Column, Row, card, count, details, name, pairs, table
 
@@ -23,8 +23,8 @@ def evaluations(results: Results) -> Section:
     if not found:
         return Section("bavit", "BAViT", "")
     titles = (
-        "accuracy", "majority", "by position", "balanced", "FG recall", "FG precision", "FG IoU", "AUROC", "ECE", "removed",
-        "objects lost", "GMAC", "parameters",
+        "accuracy", "majority", "by position", "balanced", "FG recall", "FG precision", "FG IoU", "AUROC", "ECE",
+        "removed", "objects lost", "GMAC", "parameters",
     )  # fmt: skip
     rows: list[Row] = []
     for each in found:
@@ -50,8 +50,8 @@ def evaluations(results: Results) -> Section:
     drawings = f"<div><h4>foreground kept</h4>{kept}</div><div><h4>objects lost</h4>{gone}</div>"
     keys = legend([*((each.name, each.colour, "solid") for each in recall), (chance.name, chance.colour, "dotted")])
     lead = (
-        "“Majority” always gives the commoner label, “by position” the commoner one of each place: what it takes no model to "
-        "reach. An object is lost where fewer than half of its foreground patches are kept."
+        "“Majority” always gives the commoner label, “by position” the commoner one of each place: what it takes no "
+        "model to reach. An object is lost where fewer than half of its foreground patches are kept."
     )
     content = card(
         "Background against foreground", lead, f'{numbers}<div class="pair">{drawings}</div>{keys}', wide=True
@@ -114,9 +114,10 @@ def _took(results: Results) -> str:
         *map(Column, ("last", "best", "epochs", "images", "images/s", "took")),
     ]  # fmt: skip
     chosen = "".join(
-        details(f"{each.name}: settings", pairs([(key, plain(value)) for key, value in each.settings.items()]))
+        f"<h4>{name(each.name)}</h4>{pairs([(key, plain(value)) for key, value in each.settings.items()])}"
         for each in results.trainings
     )
+    chosen = details("Settings", f'<div class="stack">{chosen}</div>')
     lead = "On the validation set, after the last epoch and at best. Time is that of training, validation included."
     return card("What training took", lead, table("Training runs", columns, rows) + chosen, wide=True)
 
@@ -125,34 +126,16 @@ def budgets(results: Results) -> Section:
     """Saved pruned detectors: what they keep, and the budget for which that was chosen."""
     content = ""
     for each in results.detectors:
-        asked = _pairs(each.budget) if each.budget else '<p class="note">It was not chosen for a budget.</p>'
+        asked = values(each.budget) if each.budget else '<p class="note">It was not chosen for a budget.</p>'
         content += card(
             each.name,
             "A saved pruned detector: how many patches stay, and what was asked for and found when that was chosen.",
-            f"<h4>what stays</h4>{_pairs(each.pruning)}<h4>budget</h4>{asked}",
+            f"<h4>what stays</h4>{values(each.pruning)}<h4>budget</h4>{asked}",
             wide=True,
         )
     return Section("budgets", "Budgets", content)
 
 
-def tables(results: Results) -> Section:
-    """Whatever else was measured, as it stands in its file."""
-    content = ""
-    for each in results.tables:
-        parts = _pairs(each.facts) if each.facts else ""
-        for one in each.tables:
-            title = one.title or each.name
-            columns = [Column(column.replace("_", " "), numeric=_numeric(one.rows, column)) for column in one.columns]
-            rows: list[Row] = [[cell(row.get(column)) for column in one.columns] for row in one.rows]
-            parts += f"<h4>{name(title.replace('_', ' '))}</h4>" + table(title, columns, rows)
-        content += card(each.name, f"As measured, from {name(each.path)}. A figure with ± has the standard deviation over runs.",
-                        f'<div class="stack">{parts}</div>', wide=True)  # fmt: skip
-    return Section("measurements", "More measurements", content)
-
-
-def _numeric(rows: list[dict[str, Scalar]], column: str) -> bool:
-    return any(not isinstance(row.get(column), (str, bool, type(None))) for row in rows)
-
-
-def _pairs(values: dict[str, Scalar]) -> str:
-    return pairs([(key.replace("_", " "), plain(value)) for key, value in values.items() if value is not None])
+def values(given: dict[str, Scalar]) -> str:
+    """Names and values, without those that are None."""
+    return pairs([(key.replace("_", " "), plain(value)) for key, value in given.items() if value is not None])

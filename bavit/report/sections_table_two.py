@@ -25,12 +25,12 @@ def section(results: Results) -> Section:
     rows = table_two(results)
     first = rows[0].paper
     lead = (
-        f"Tokens as the BAViT paper ({PAPER}) counts them: patch tokens, once for each block they pass. Its columns are of "
+        f"Tokens as the BAViT paper ({PAPER}) counts them: patch tokens, once for each block they pass. It takes "
         f"YOLOS-tiny at 512 x 512 ({count(first.tokens_detector)} tokens) behind a BAViT of 2 blocks "
         f"({count(first.tokens_bavit)}). <strong>No number below is copied from its Table 2, whose rows could not be "
-        "obtained</strong>: the second group is its arithmetic at the sparsity of the row, the third the same arithmetic on "
-        "the models of the run, the fourth what was measured. “All tokens” counts CLS and detection tokens, too, which the "
-        "paper leaves out and no pruning removes; multiply-accumulates have the quadratic part of attention."
+        "obtained</strong>: the first group of columns is its arithmetic at the sparsity of the row, the second that "
+        "arithmetic on the models of the run, the third what was measured. “All tokens” counts CLS and detection "
+        "tokens, too, which the paper leaves out and no pruning removes; multiply-accumulates (MACs) have everything."
     )
     shown = rows[:_MOST_ROWS]
     more = (
@@ -124,8 +124,8 @@ def _printed(results: Results) -> str:
     }
     rows: list[Row] = [[esc(what), esc(value), ours.get(place, NONE)] for place, (what, value) in enumerate(PRINTED)]
     lead = (
-        "Quoted from the abstract, arxiv.org/abs/2410.09324, beside the nearest figure of this page. Data, detector, training "
-        "and machine differ, so these are landmarks and no comparison."
+        "Quoted from the abstract, arxiv.org/abs/2410.09324, beside the nearest figure of this page. Data, detector, "
+        "training and machine differ, so these are landmarks and no comparison."
     )
     columns = [
         Column("figure", numeric=False),

@@ -160,7 +160,7 @@ def segment_headline(results: Results) -> SegmentHeadline | None:
 
 def table_two(results: Results) -> list[TableRow]:
     """Table 2: the paper's arithmetic at some sparsities, then every row of BAViT's masks beside it."""
-    rows = [TableRow(token_reduction(str(share))) for share in NAMED_SPARSITIES]
+    rows = [TableRow(token_reduction(share)) for share in NAMED_SPARSITIES]
     for each in results.sweeps:
         rows += [_table_row(each, row) for row in each.sweep.of("bavit")]
     return rows
@@ -173,9 +173,8 @@ def _table_row(result: SweepResult, row: SweepRow) -> TableRow:
         standing = setting.standing_tokens * dense.tokens / dense.patches
     true = None if standing is None else saved(row.tokens_total + standing, row.tokens_detector + standing)
     untrained = setting.random_weights
-    share = round(min(max(row.sparsity, 0.0), 1.0), 6)
     return TableRow(
-        paper=token_reduction(f"{share:.6f}"),
+        paper=token_reduction(round(min(max(row.sparsity, 0.0), 1.0), 9)),
         run=result.name,
         threshold=row.threshold,
         tokens_detector=row.tokens_detector,
