@@ -16,7 +16,7 @@ from tokenlabels.report.plots import ticks
 Dashes: TypeAlias = Literal["solid", "dashed", "dotted", "level"]
 
 WIDTH, HEIGHT = 440, 264
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 400, 14, 218
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 394, 14, 218
 _LINE_HEIGHT = 12
 _LARGEST = 1e15
 """Numbers beyond are not drawn: no run measures any."""
@@ -191,7 +191,7 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], axis: Axis, *,
                    for kind in kinds)  # fmt: skip
     return (
         f'<svg class="plot chart" viewBox="0 0 {WIDTH} {bottom + 40}" role="img" aria-label="{esc(title)}">'
-        f'{"".join(drawn)}</svg><ul class="legend-lines">{keys}</ul>'
+        f"{''.join(drawn)}</svg>" + (f'<ul class="legend-lines">{keys}</ul>' if len(kinds) > 1 else "")
     )
 
 
@@ -224,8 +224,8 @@ def _grid(frame: _Frame, x: Axis, y: Axis) -> str:
     parts += [_text(frame.across(tick), _BOTTOM + 16, decimal(tick * x.scale), "tick middle") for tick in frame.x]
     parts.append(_text((_LEFT + _RIGHT) / 2, HEIGHT - 8, x.label, "axis middle"))
     middle = (_TOP + _BOTTOM) / 2
-    turned = f'transform="rotate(-90 12 {middle:.0f})"'
-    parts.append(f'<text class="axis middle" x="12" y="{middle:.0f}" {turned}>{esc(y.label)}</text>')
+    turned = f'transform="rotate(-90 11 {middle:.0f})"'
+    parts.append(f'<text class="axis middle" x="11" y="{middle:.0f}" {turned}>{esc(y.label)}</text>')
     return "".join(parts)
 
 

@@ -20,7 +20,7 @@ from bavit.report import (
 )
 from bavit.report.results import Results
 from bavit.report.section import NONE, Section
-from bavit.report.summary import PAPER, PRINTED, fastest, headline, segment_headline, table_two
+from bavit.report.summary import PAPER, PRINTED, exported, fastest, headline, segment_headline, table_two
 from tokenlabels.report.markup import Column, Row, card, count, esc, name, table
 
 _HOME = Path(__file__)
@@ -82,6 +82,7 @@ def as_json(results: Results, title: str) -> dict[str, Any]:
         "headline": best,
         "fastest": None if quick is None else {"run": quick[0], "row": quick[1]},
         "segment_headline": segment,
+        "exported": exported(results),
         "table_two": table_two(results) if results.sweeps else [],
         "paper": {
             "source": PAPER,
@@ -110,7 +111,7 @@ def _facts(results: Results) -> list[str]:
     """What was measured on, and where, without saying anything twice."""
     settings = [each.sweep.setting for each in results.sweeps]
     machines = [each.environment for each in settings] + [each.environment for each in results.segmentations]
-    found = [f"{count(len(results))} results"]
+    found = ["1 result" if len(results) == 1 else f"{count(len(results))} results"]
     found += dict.fromkeys(f"{setting.data}, {count(setting.images)} images" for setting in settings)
     for key, words in (
         ("device", "{}"),

@@ -49,7 +49,7 @@ def number(value: float | None, form: str = ",.4g", unit: str = "") -> str:
 def cell(value: Scalar | Spread) -> str:
     """Any value, as HTML."""
     if isinstance(value, Spread):
-        return f"{value.mean:,.4g} <small>± {value.std:,.2g}</small>"
+        return f"{short(value.mean)} <small>± {short(value.std)}</small>"
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -57,7 +57,7 @@ def cell(value: Scalar | Spread) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return short(value)
     return f"<bdi>{esc(value)}</bdi>"
 
 
@@ -65,4 +65,12 @@ def plain(value: Scalar) -> str:
     """Any value, as text."""
     if isinstance(value, bool) or value is None:
         return "no" if not value else "yes"
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+    return short(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+
+def short(value: float) -> str:
+    """Four digits that count: 0.5731, 1,204, 8.402 G."""
+    for unit, letter in ((1e9, "G"), (1e6, "M")):
+        if abs(value) >= unit:
+            return f"{value / unit:,.4g} {letter}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:,.4g}"

@@ -8,7 +8,7 @@ from bavit.detect.sweep_figures import MASK_NAMES, MASK_SOURCES, MaskSource, Swe
 from bavit.report.charts import Axis, Dashes, Level, Series, chart, legend
 from bavit.report.results import Results, SweepResult
 from bavit.report.section import NONE, Section, change, number, points, share
-from bavit.report.summary import fastest, headline, segment_headline, trained
+from bavit.report.summary import exported, fastest, headline, segment_headline, trained
 from tokenlabels.report.markup import Column, Row, card, count, decimal, details, esc, name, table, tile
 
 _DASHES: dict[MaskSource, Dashes] = {"bavit": "solid", "labels": "dashed", "random": "dotted"}
@@ -67,6 +67,10 @@ def tiles(results: Results) -> str:
         found.append(
             ("MACs saved by early exit", share(segment.row.macs_reduction), f"{segment.run}: p0 {segment.row.p0:g}")
         )
+    graph = exported(results)
+    if graph is not None:
+        words = f"{graph.run}: {share(graph.sparsity)} removed, {decimal(graph.graph_ms)} ms; whole pipeline"
+        found.append(("exported graph", f"{graph.ratio_graph:.2f}x", f"{words} {graph.ratio_whole:.2f}x"))
     if not found:
         return ""
     columns = next((columns for columns in (4, 5, 6) if len(found) % columns == 0), 4)

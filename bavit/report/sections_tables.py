@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bavit.report.charts import Axis, Series, chart, legend
+from bavit.report.charts import Axis, Series, bars, chart, legend
 from bavit.report.results import Results, Scalar, Spread, Table
 from bavit.report.section import Section, cell
 from bavit.report.sections_models import values
 from tokenlabels.report.markup import Column, Row, card, name, table
 
-_MOST_LINES = 7
+_MOST_LINES, _MOST_BARS = 7, 16
+
+_BARS = (
+    ("graph_ms", Axis("ms", 1, " ms")),
+    ("whole_ms", Axis("ms, preprocessing and boxes included", 1, " ms")),
+    ("latency_ms", Axis("ms", 1, " ms")),
+    ("ms", Axis("ms", 1, " ms")),
+    ("peak_mib", Axis("MiB at the peak", 1, " MiB")),
+    ("peak_memory_mb", Axis("MB at the peak", 1, " MB")),
+)
+"""Columns that are drawn as bars."""
 
 _ACROSS = (
     ("gmac", Axis("GMAC of an image", 1, " GMAC")),
@@ -30,7 +40,8 @@ def section(results: Results) -> Section:
             title = (one.title or each.name).replace("_", " ")
             columns = [Column(column.replace("_", " "), numeric=_numeric(one, column)) for column in one.columns]
             rows: list[Row] = [[cell(row.get(column)) for column in one.columns] for row in one.rows]
-            parts += f"<div><h4>{name(title)}</h4>{table(title, columns, rows)}</div>{_drawn(one, title)}"
+            drawn = _drawn(one, title) or _compared(one, title)
+            parts += f"<div><h4>{name(title)}</h4>{table(title, columns, rows)}</div>{drawn}"
         lead = f"As measured, from {name(each.path)}. A figure with ± has the standard deviation over runs."
         content += card(each.name, lead, f'<div class="stack">{parts}</div>', wide=True)
     return Section("measurements", "More measurements", content)
@@ -57,6 +68,22 @@ def _drawn(found: Table, title: str) -> str:
         return ""
     keys = legend([(method or "all", colour, "solid") for colour, (method, _) in enumerate(shown)])
     return f'<div class="pair">{drawings}</div>{keys}'
+
+
+def _compared(found: Table, title: str) -> str:
+    """Times and memory as bars, where a table has them and names its rows."""
+    names = next((column for column in found.columns if not _numeric(found, column)), None)
+    measured = [(column, axis) for column, axis in _BARS if column in found.columns]
+    if names is None or not measured or not 1 < len(found.rows) <= _MOST_BARS:
+        return ""
+    drawings = ""
+    for column, axis in measured[:4]:
+        rows = [(str(row.get(names)), _mean(row.get(column))) for row in found.rows]
+        lengths = [
+            (text, [(column.replace("_", " "), value)]) for text, value in rows if value is not None and value > 0
+        ]
+        drawings += f"<div>{bars(lengths, axis, title=f'{column} of {title}')}</div>"
+    return f'<div class="pair">{drawings}</div>'
 
 
 def _series(method: str, rows: Sequence[dict[str, Scalar | Spread]], across: str, up: str, colour: int) -> Series:

@@ -93,6 +93,26 @@ class SegmentHeadline(msgspec.Struct, frozen=True):
     reference: float
 
 
+class Exported(msgspec.Struct, frozen=True):
+    """A pruned graph beside the dense one, as `tests/benchmarks/bench_onnx.py` measures them.
+
+    Attributes:
+        run: name of the file.
+        variant: which graph.
+        sparsity: share of patches removed.
+        ratio_graph: how many times as fast as the dense graph.
+        ratio_whole: the same with preprocessing and boxes.
+        graph_ms: latency of the graph.
+    """
+
+    run: str
+    variant: str
+    sparsity: float
+    ratio_graph: float
+    ratio_whole: float
+    graph_ms: float
+
+
 def trained(sweeps: Sequence[SweepResult]) -> list[SweepResult]:
     """Sweeps whose AP means something."""
     return [each for each in sweeps if not each.sweep.setting.random_weights]
@@ -156,6 +176,24 @@ def segment_headline(results: Results) -> SegmentHeadline | None:
             if not row.dense and reference is not None and row.miou >= reference - AFFORDABLE:
                 found.append(SegmentHeadline(each.name, row, reference))
     return max(found, key=lambda each: each.row.macs_reduction, default=None)
+
+
+def exported(results: Results) -> Exported | None:
+    """What pruning saves of an exported graph at the least sparsity that was measured; None where none was."""
+    found = []
+    for each in results.tables:
+        for row in (row for table in each.tables for row in table.rows):
+            values = [row.get(key) for key in ("variant", "sparsity", "ratio_whole", "graph_ms", "ratio_graph")]
+            variant, *numbers = values
+            if (
+                isinstance(variant, str)
+                and variant.endswith("onnx")
+                and all(isinstance(n, (int, float)) for n in numbers)
+            ):
+                sparsity, whole, milliseconds, graph = (float(n) for n in numbers)  # type: ignore[arg-type]
+                if sparsity > 0:
+                    found.append(Exported(each.name, variant, sparsity, graph, whole, milliseconds))
+    return min(found, key=lambda each: each.sparsity, default=None)
 
 
 def table_two(results: Results) -> list[TableRow]:
