@@ -34,7 +34,9 @@ def write_results(folder: Path, *, text: str = "scenes val") -> Path:
     budget = {"target": "macs", "value": 8e9, "achieved": 7.9e9, "source": text, "latency": None}
     write(folder / "pruned" / "pruned.json", {"pruning": pruning, "budget": budget, "format": 1})
     write(folder / "segments" / "sweep.json", segment_sweep(text))
-    write(folder / "joint.json", comparison(text))
+    write(folder / "methods.json", comparison(text))
+    write(folder / "joint.json", joint(text))
+    write(folder / "adaptive.json", adaptive())
     write(folder / "onnx.json", exported())
     return folder
 
@@ -94,6 +96,37 @@ def comparison(text: str = "joint") -> dict[str, Any]:
             {"method": text, "macs_mean": 2.2e9, "macs_std": 2e7, "ap_mean": 0.565, "ap_std": 0.01},
         ],
     }
+
+
+def joint(text: str = "joint") -> dict[str, Any]:
+    """What `tests/benchmarks/demo_joint.py` writes, of 3 seeds; beyond a curve it has no number."""
+
+    def method(base: float) -> dict[str, Any]:
+        each = {share: [base + 0.1 * share + 0.01 * seed for seed in range(3)] for share in (0.4, 0.6)}
+        at = {
+            f"{key} at {share:g}": {"mean": scale * values[1], "std": scale * 0.01, "each": values}
+            for share, values in each.items()
+            for key, scale in (("ap", 1.0), ("ap50", 1.5))
+        }
+        beyond = {"ap at 0.9": {"mean": float("nan"), "std": float("nan"), "each": []}}
+        curves = [[{"macs_share": share, "ap": values[seed]} for share, values in each.items()] for seed in range(3)]
+        return {"at": at | beyond, "ap_dense": [base + 0.1] * 3, "seconds_per_epoch": 30.5, "curves": curves}
+
+    return {"arguments": {"seeds": 3}, "macs_detector": 2e8, "methods": {"separate": method(0.4), text: method(0.45)}}
+
+
+def adaptive() -> dict[str, Any]:
+    """What `tests/benchmarks/demo_adaptive.py` writes: an adaptive threshold that wins 1, 2 and 3 points."""
+    policies = [
+        {"policy": policy, "penalty": penalty, "seed": seed, "macs_share": 0.7 - 0.1 * penalty, "sparsity": 0.3,
+         "ap": 0.5 - 0.05 * penalty + (0.01 * (seed + 1) if policy == "adaptive" else 0), "ap50": 0.7, "loss": 3.0}
+        for penalty in (1.0, 2.0)
+        for seed in range(3)
+        for policy in ("adaptive", "fixed")
+    ]  # fmt: skip
+    curve = [{"threshold": share, "macs_share": share, "ap": 0.5 * share, "ap50": 0.7 * share} for share in (0.3, 0.9)]
+    oracle = [{"penalty": 1.0, "macs_share": 0.6, "ap": 0.6, "ap50": 0.8}]
+    return {"fixed_curve": curve, "oracle": oracle, "policies": policies, "cost": {"macs": 99.0}}
 
 
 def exported() -> dict[str, Any]:

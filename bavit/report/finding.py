@@ -27,9 +27,9 @@ _OTHER_FILES = re.compile(
 )
 """JSON files beside results that are none."""
 
-_MOST_ENTRIES = 500
+_MOST_ITEMS, _MOST_ENTRIES = 300, 500
 _MOST_PICTURES = 12
-"""So many are taken from a folder, and so many of what was drawn there are shown."""
+"""Results of a page, entries of a folder, and pictures of a folder, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ def find(places: Sequence[Path], progress: Progress) -> Results:
         if not found:
             raise TokenLabelsError(f"{place}: holds no results: name {known_kinds()}.")
         items += found
+    if len(items) > _MOST_ITEMS:
+        raise ParameterError(f"{len(items):,} results are named: a page shows {_MOST_ITEMS} at most, name fewer.")
     names = short_names([item.anchor for item in items])
     progress.stage("reading", len(items))
     for item in items:

@@ -11,6 +11,7 @@ import msgspec
 
 from bavit.background.figures import Evaluation
 from bavit.detect.sweep_figures import Sweep
+from bavit.report.comparing import adaptive_of, is_adaptive, is_joint, joint_of
 from bavit.report.records import flat, tables_of
 from bavit.report.results import (
     DetectorResult,
@@ -28,7 +29,9 @@ from tokenlabels.errors import TokenLabelsError
 
 T = TypeVar("T")
 
-_MAX_EPOCHS = 100_000
+_MAX_EPOCHS, _MAX_ROWS, _MAX_POINTS = 100_000, 500, 10_000
+"""Epochs of which the last are read, rows of a sweep and points of a curve at most."""
+
 _SETTINGS = (
     "recipe", "epochs", "batch_size", "seed", "precision", "init", "depth", "width", "masks", "optimizer", "lr",
     "bavit", "detector", "head", "threshold", "top_k", "sparsity", "max_tokens",
@@ -128,21 +131,24 @@ def detector_of(name: str, path: Path, content: Any) -> DetectorResult:
 
 def _add_sweep(results: Results, name: str, path: Path, content: Any) -> None:
     sweep = _converted(path, {key: content[key] for key in ("rows", "dense", "setting")}, Sweep, "a sweep")
-    if not sweep.rows:
-        raise TokenLabelsError(f"{path}: is a sweep without a row: make it again.")
+    if not 0 < len(sweep.rows) <= _MAX_ROWS:
+        raise TokenLabelsError(f"{path}: is a sweep of {len(sweep.rows):,} rows: a page shows 1 to {_MAX_ROWS}.")
     results.sweeps.append(SweepResult(name, str(path), sweep))
 
 
 def _add_evaluation(results: Results, name: str, path: Path, content: Any) -> None:
     found = _converted(path, content, Evaluation, "the evaluation of a BAViT")
     curve = msgspec.structs.asdict(found.curve)
-    if len({len(values) for values in curve.values()}) != 1:
-        raise TokenLabelsError(f"{path}: has a curve whose lists differ in length: make it again.")
+    lengths = {len(values) for values in curve.values()}
+    if len(lengths) != 1 or max(lengths) > _MAX_POINTS:
+        raise TokenLabelsError(f"{path}: has a curve whose lists differ in length, or are too long: make it again.")
     results.evaluations.append(EvaluationResult(name, str(path), found))
 
 
 def _add_segment_sweep(results: Results, name: str, path: Path, content: Any) -> None:
     rows = _converted(path, content["rows"], list[SegmentPoint], "a sweep of a segmenter")
+    if len(rows) > _MAX_ROWS:
+        raise TokenLabelsError(f"{path}: is a sweep of {len(rows):,} rows: a page shows 1 to {_MAX_ROWS}.")
     environment = _texts(content.get("environment"))
     results.segmentations.append(SegmentResult(name, str(path), rows, True, environment))
 
@@ -158,6 +164,14 @@ def _add_detector(results: Results, name: str, path: Path, content: Any) -> None
 
 def _add_tables(results: Results, name: str, path: Path, content: Any) -> None:
     results.tables.append(TablesResult(name, str(path), *tables_of(content)))
+
+
+def _add_joint(results: Results, name: str, path: Path, content: Any) -> None:
+    results.comparisons.append(joint_of(name, path, content))
+
+
+def _add_adaptive(results: Results, name: str, path: Path, content: Any) -> None:
+    results.comparisons.append(adaptive_of(name, path, content))
 
 
 def _is_sweep(content: Any) -> bool:
@@ -190,6 +204,8 @@ KINDS: tuple[Kind, ...] = (
         _add_segment_evaluation,
     ),
     Kind("a saved pruned detector", lambda content: _has(content, "pruning", "format"), _add_detector),
+    Kind("a comparison of methods", is_joint, _add_joint),
+    Kind("a comparison of thresholds", is_adaptive, _add_adaptive),
     Kind("a benchmark or a comparison", _measures, _add_tables),
 )
 """The first that fits."""

@@ -11,6 +11,7 @@ import msgspec
 from bavit.colours import LINES
 from bavit.gallery import Sample, write_page
 from bavit.report import (
+    sections_comparisons,
     sections_costs,
     sections_detection,
     sections_models,
@@ -21,10 +22,15 @@ from bavit.report import (
 from bavit.report.results import Results
 from bavit.report.section import NONE, Section
 from bavit.report.summary import PAPER, PRINTED, exported, fastest, headline, segment_headline, table_two
+from tokenlabels.errors import TokenLabelsError
 from tokenlabels.report.markup import Column, Row, card, count, esc, name, table
+from tokenlabels.report.page import MAX_BYTES
 
 _HOME = Path(__file__)
 _TEMPLATE, _STYLE = _HOME.with_name("page.html"), _HOME.with_name("page.css")
+_ROOM = 1_000_000
+"""Bytes that pictures, style and template have at least."""
+
 _NOTE = (
     "What runs left behind: of sweeps the ground truth and what is found at some thresholds, removed patches greyed "
     "out; of segmenters labels, prediction and the stages at which tokens ended."
@@ -47,12 +53,14 @@ def write_results_page(results: Results, path: str | Path, *, title: str, sample
 
     Raises:
         OutputError: `path` cannot be written.
+        TokenLabelsError: the page would be larger.
     """
     before = [sections_detection.curves(results), sections_table_two.section(results)]
     if not samples and results.sweeps:
         before.append(Section("samples-none", "Samples", _NO_PICTURES))
     after = [
         sections_costs.section(results),
+        sections_comparisons.section(results),
         sections_models.evaluations(results),
         sections_models.budgets(results),
         sections_segment.section(results),
@@ -71,6 +79,9 @@ def write_results_page(results: Results, path: str | Path, *, title: str, sample
         "before": _sections(before),
         "after": _sections(after),
     }
+    size = sum(len(part.encode()) for part in parts.values())
+    if size > MAX_BYTES - _ROOM:
+        raise TokenLabelsError(f"these results make a page of {size / 1e6:.0f} MB, more than people open: name fewer.")
     return write_page(_TEMPLATE, path, parts, samples, _NOTE, _colours() + _STYLE.read_text("utf-8"))
 
 
@@ -148,6 +159,10 @@ def _runs(results: Results) -> str:
         for run in results.trainings
     ]
     rows += [[name(saved.name), "saved pruned detector", NONE, NONE, name(saved.path)] for saved in results.detectors]
+    rows += [
+        [name(one.name), "comparison of methods", NONE, f"{count(one.seeds)} seeds", name(one.path)]
+        for one in results.comparisons
+    ]
     for other in results.tables:
         machine = {key: str(other.facts[key]) for key in _MACHINE if other.facts.get(key) is not None}
         rows.append([name(other.name), "measurements", NONE, _machine(machine), name(other.path)])

@@ -12,7 +12,7 @@ from typing import Any
 from bavit.report.results import Scalar, Spread, Table
 
 _MAX_DEPTH = 5
-_MAX_TABLES, _MAX_ROWS, _MAX_COLUMNS, _MAX_FACTS = 40, 400, 48, 80
+_MAX_TABLES, _MAX_ROWS, _MAX_COLUMNS, _MAX_FACTS, _MAX_CELLS = 40, 400, 48, 80, 20_000
 _MAX_LETTERS = 300
 _SPREADS = ("std", "spread", "sd", "stdev")
 
@@ -28,10 +28,12 @@ def tables_of(content: Any) -> tuple[dict[str, Scalar], list[Table]]:
     """
     facts: dict[str, Scalar] = {}
     tables: list[Table] = []
+    cells = 0
     for place, value in _walk("", content, 0):
         if isinstance(value, list):
-            if len(tables) < _MAX_TABLES:
+            if len(tables) < _MAX_TABLES and cells < _MAX_CELLS:
                 tables.append(_table(place, value))
+                cells += sum(map(len, tables[-1].rows))
         elif len(facts) < _MAX_FACTS:
             facts[place or "value"] = _scalar(value)
     return facts, tables

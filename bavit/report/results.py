@@ -9,6 +9,9 @@ import msgspec
 from bavit.background.figures import Evaluation
 from bavit.detect.sweep_figures import Sweep
 
+_MAX_POINTS = 400
+"""Of a training run that are drawn."""
+
 Scalar: TypeAlias = str | int | float | bool | None
 
 
@@ -93,8 +96,10 @@ class Training(msgspec.Struct, frozen=True):
     epochs: list[dict[str, float]]
 
     def series(self, key: str) -> list[tuple[float, float]]:
-        """Epoch and value of a figure, of those epochs that have it."""
-        return [(record["epoch"], record[key]) for record in self.epochs if key in record]
+        """Epoch and value of a figure, of those epochs that have it; of very many some, and the last."""
+        found = [(record["epoch"], record[key]) for record in self.epochs if key in record]
+        step = -(-len(found) // _MAX_POINTS)
+        return found[:: step or 1] + (found[-1:] if step > 1 else [])
 
     @property
     def quality(self) -> str | None:
@@ -117,6 +122,58 @@ class DetectorResult(msgspec.Struct, frozen=True):
     path: str
     pruning: dict[str, Scalar]
     budget: dict[str, Scalar]
+
+
+class MethodPoint(msgspec.Struct, frozen=True):
+    """A method at one cost: mean and standard deviation over seeds, 0 where there is one.
+
+    Attributes:
+        setting: what makes it cost so much, in words.
+        macs_share: MACs of the detector, as a share of those for all patches.
+        ap: average precision.
+        ap50: at IoU 0.5; None where it was not told.
+    """
+
+    setting: str
+    macs_share: Spread
+    ap: Spread
+    ap50: Spread | None = None
+
+
+class Method(msgspec.Struct, frozen=True):
+    """One of several methods.
+
+    Attributes:
+        name: of the method.
+        points: by ascending cost.
+        dense: AP with all patches.
+        seconds_per_epoch: of training; None where nothing was trained.
+    """
+
+    name: str
+    points: list[MethodPoint]
+    dense: Spread | None = None
+    seconds_per_epoch: float | None = None
+
+
+class ComparisonResult(msgspec.Struct, frozen=True):
+    """Methods compared at equal cost, over several seeds.
+
+    Attributes:
+        name: of the file.
+        path: of the file.
+        what: what is compared, in words.
+        seeds: how many.
+        methods: the methods.
+        gains: what one method has over another at the same cost, mean and standard deviation over seeds, by name.
+    """
+
+    name: str
+    path: str
+    what: str
+    seeds: int
+    methods: list[Method]
+    gains: dict[str, Spread] = {}
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -158,6 +215,7 @@ class Results(msgspec.Struct):
     segmentations: list[SegmentResult] = []
     trainings: list[Training] = []
     detectors: list[DetectorResult] = []
+    comparisons: list[ComparisonResult] = []
     tables: list[TablesResult] = []
     pictures: list[Shown] = []
     notes: list[str] = []
@@ -167,4 +225,7 @@ class Results(msgspec.Struct):
 
     def named(self) -> list[list[Any]]:
         """The lists of results that have a name and a path."""
-        return [self.sweeps, self.evaluations, self.segmentations, self.trainings, self.detectors, self.tables]
+        return [
+            self.sweeps, self.evaluations, self.segmentations, self.trainings, self.detectors, self.comparisons,
+            self.tables,
+        ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from PIL import Image
-from results import comparison, segment_sweep, write, write_results, write_training
+from results import adaptive, comparison, joint, segment_sweep, write, write_results, write_training
 from sweeps import make_sweep
 
 from bavit.detect.sweep_figures import save_json
@@ -51,10 +51,10 @@ class TestKinds:
         names = [[each.name for each in kind] for kind in results.named()]
         assert names == [
             ["after", "before"], ["eval"], ["segments"], ["bavit", "detector", "segmenter"], ["pruned"],
-            ["joint", "onnx"],
+            ["adaptive", "joint"], ["methods", "onnx"],
         ]  # fmt: skip
         assert [each.trained for each in results.trainings] == ["BAViT", "detector", "segmenter"]
-        assert len(results) == 10
+        assert len(results) == 12
         assert [each.title for each in results.pictures] == [f"before: scenes val {number}" for number in range(4)]
 
     @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ class TestKinds:
         other = tmp_path / "renamed.json"
         other.write_bytes((runs / name).read_bytes())
         results = found(other)
-        assert [len(each) for each in results.named()] == [int(place == kind) for place in range(6)]
+        assert [len(each) for each in results.named()] == [int(place == kind) for place in range(7)]
         assert results.named()[kind][0].name == "renamed"
 
     def test_figures_come_back(self, runs: Path) -> None:
@@ -74,7 +74,8 @@ class TestKinds:
             (runs / "before" / "sweep.json").read_bytes(), type=type(results.sweeps[0].sweep)
         )
         training = results.trainings[0]
-        assert training.series("val_ap") == [(1, pytest.approx(0.55 / 3)), (3, pytest.approx(0.55))]
+        assert [epoch for epoch, _ in training.series("val_ap")] == [1, 3]
+        assert [value for _, value in training.series("val_ap")] == pytest.approx([0.55 / 3, 0.55])
         assert (training.quality, training.seconds, training.images) == ("val_ap", 210.0, 40)
         assert training.data == "labels train"
         assert results.detectors[0].pruning["threshold"] == 0.4
@@ -87,7 +88,7 @@ class TestKinds:
         folder = write_training(tmp_path / "joint", {}, {"val_ap": 0.5}, command="joint")
         (folder / "pruned.json").write_bytes((runs / "pruned" / "pruned.json").read_bytes())
         results = found(folder)
-        assert [each.name for each in (*results.trainings, *results.detectors)] == ["joint", "joint"]
+        assert results.trainings[0].name == results.detectors[0].name == "joint"
         assert results.trainings[0].trained == "BAViT and detector"
 
     def test_names_are_as_short_as_they_can_be(self, tmp_path: Path) -> None:
@@ -99,6 +100,33 @@ class TestKinds:
         older = {"rows": [{key: row[key] for key in row if key != "throughput"} for row in segment_sweep()["rows"]]}
         results = found(write(tmp_path / "sweep.json", older))
         assert [row.throughput for row in results.segmentations[0].rows] == [None] * 3
+
+
+class TestComparisons:
+    def test_joint_training_has_what_its_file_says(self, tmp_path: Path) -> None:
+        result = found(write(tmp_path / "any.json", joint())).comparisons[0]
+        assert (result.name, result.seeds, [each.name for each in result.methods]) == ("any", 3, ["separate", "joint"])
+        method = result.methods[1]
+        assert [point.macs_share.mean for point in method.points] == [0.4, 0.6], "none beyond the curves"
+        assert [point.ap.mean for point in method.points] == pytest.approx([0.5, 0.52])
+        assert [point.ap50 and point.ap50.std for point in method.points] == [0.015, 0.015]
+        assert method.dense == Spread(pytest.approx(0.55), pytest.approx(0))  # type: ignore[arg-type]
+
+    def test_an_adaptive_threshold_beside_a_fixed_one(self, tmp_path: Path) -> None:
+        """Gains of 1, 2 and 3 points: 2 on average, and a point apart."""
+        result = found(write(tmp_path / "any.json", adaptive())).comparisons[0]
+        assert [each.name for each in result.methods] == ["adaptive", "fixed", "fixed, any threshold", "oracle"]
+        assert len(result.gains) == 2
+        for gain in result.gains.values():
+            assert (gain.mean, gain.std) == pytest.approx((0.02, 0.01))
+        assert [point.macs_share.mean for point in result.methods[0].points] == pytest.approx([0.5, 0.6])
+
+    @pytest.mark.parametrize("content", [joint(), adaptive()])
+    def test_damage_is_told(self, content: dict[str, Any], tmp_path: Path) -> None:
+        key = "methods" if "methods" in content else "policies"
+        damaged = content | {key: {"a": {"at": 1, "curves": 2}} if key == "methods" else [{"policy": 1}]}
+        with pytest.raises(TokenLabelsError, match=r"any\.json: is not a comparison of methods"):
+            found(write(tmp_path / "any.json", damaged))
 
 
 class TestTables:
@@ -183,9 +211,19 @@ class TestBadInput:
         with pytest.raises(TokenLabelsError, match="lists differ in length"):
             found(write(tmp_path / "eval.json", content))
 
-    def test_a_sweep_without_a_row(self, tmp_path: Path) -> None:
+    def test_a_sweep_without_a_row_or_of_too_many(self, tmp_path: Path) -> None:
         save_json(msgspec.structs.replace(make_sweep(), rows=[]), tmp_path / "sweep.json")
-        with pytest.raises(TokenLabelsError, match="is a sweep without a row"):
+        with pytest.raises(TokenLabelsError, match="is a sweep of 0 rows: a page shows 1 to 500"):
+            found(tmp_path)
+        many = msgspec.structs.replace(make_sweep(), rows=make_sweep().rows * 28)
+        save_json(many, tmp_path / "sweep.json")
+        with pytest.raises(TokenLabelsError, match="is a sweep of 504 rows"):
+            found(tmp_path)
+
+    def test_more_results_than_a_page_shows(self, tmp_path: Path) -> None:
+        for number in range(301):
+            (tmp_path / f"{number}.json").write_text('{"ms": 1}')
+        with pytest.raises(ParameterError, match="301 results are named"):
             found(tmp_path)
 
     def test_a_file_beyond_bounds_is_not_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from bavit.report.page import as_json, default_title, write_results_page
 from bavit.report.results import Results, SweepResult, Table, TablesResult
 from bavit.report.summary import fastest, headline, reference_ap, table_two
 from cli.bavit import app
-from tokenlabels.errors import OutputError
+from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.report.page import MAX_BYTES
 
 
@@ -123,6 +123,12 @@ class TestOneFile:
         many = [Sample(str(index), Image.fromarray(np.roll(noise, index, 0))) for index in range(16)]
         assert MAX_BYTES / 2 < len(written(results, tmp_path, samples=many).encode()) < MAX_BYTES
 
+    def test_results_that_make_too_large_a_page_are_refused(self, tmp_path: Path) -> None:
+        wide = Table("rows", [f"column {n}" for n in range(48)], [{f"column {n}": "x" * 300 for n in range(48)}] * 400)
+        with pytest.raises(TokenLabelsError, match="make a page of [0-9]+ MB, more than people open: name fewer"):
+            written(Results(tables=[TablesResult("a", "a.json", {}, [wide])]), tmp_path)
+        assert not list(tmp_path.iterdir())
+
     def test_a_place_that_cannot_be_written_is_refused(self, results: Results, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="cannot be written"):
             write_results_page(results, tmp_path, title="t")
@@ -206,12 +212,17 @@ class TestFigures:
         assert "separate 2.4 G ± 10 M 0.54 ± 0.008" in text
         assert "detector detector AP 55.0 55.0 3 40 12.5 3.5 min" in text
         assert "achieved 7.9 G" in text
+        for method in told["comparisons"][1]["methods"]:
+            for point in method["points"]:
+                numbers = f"{100 * point['ap']['mean']:.2f} ± 1.00 {100 * point['ap50']['mean']:.2f} ± 1.50"
+                assert f"{point['setting']} {point['macs_share']['mean']:.1%} {numbers}" in text
+        assert "adaptive less fixed, penalty 1 +2.00 ± 1.00" in text
         for quote in told["paper"]["printed_in_its_abstract"]:
             assert f"{quote['figure']} {quote['value']}" in text
 
     def test_titles(self, results: Results) -> None:
         assert default_title(of_sweeps(before=make_sweep(), after=make_sweep())) == "BAViT: before, after"
-        assert default_title(results) == "BAViT: 10 results"
+        assert default_title(results) == "BAViT: 12 results"
 
     def test_hostile_text_is_text(self, tmp_path: Path) -> None:
         folder = write_results(tmp_path / "hostile", text=HOSTILE)
@@ -277,7 +288,7 @@ class TestCharts:
         assert widths == pytest.approx([widths[0], 2 * widths[0], 4 * widths[0]], abs=0.05)
 
     def test_colours_can_be_told_and_read_on_both_grounds(self) -> None:
-        """Text needs 4.5 to 1 (WCAG 2): they name levels, too. No two are alike to those who do not see red and green."""
+        """Text needs 4.5 to 1 (WCAG 2): they name levels, too. No two are alike to who cannot see red and green."""
         for place, ground in ((0, "#ffffff"), (1, "#1b1f23")):
             colours = [rgb(pair[place]) for pair in LINES]
             for colour in colours:
