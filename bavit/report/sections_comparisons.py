@@ -26,8 +26,8 @@ def _card(result: ComparisonResult) -> str:
     keys = legend([*((each.name, colour, "solid") for colour, each in enumerate(shown)), *dense])  # type: ignore[list-item]
     seeds = f"{result.seeds} seed{'' if result.seeds == 1 else 's'}"
     lead = (
-        f"{esc(result.what)}; {seeds}. Bars and ± are the standard deviation over seeds. MACs are the detector's alone: "
-        "BAViT costs the same everywhere."
+        f"{esc(result.what)}; {seeds}. Bars and ± are the standard deviation over seeds. MACs are those of the "
+        "detector alone: BAViT costs the same everywhere."
     )
     content = drawings + keys + _gains(result) + _numbers(result)
     return card(result.name, lead, content, wide=True)

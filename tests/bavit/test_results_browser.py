@@ -13,6 +13,7 @@ from results import write_results
 from bavit.report.finding import find
 from bavit.report.page import write_results_page
 from bavit.report.pictures import samples
+from tokenlabels.progress import Silent
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -43,14 +44,6 @@ OVERLAPS = """() => [...document.querySelectorAll('svg.chart')].flatMap((drawing
     .filter(([b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3)
     .map(([, other]) => `${drawing.getAttribute('aria-label')}: ${one} on ${other}`));
 })"""
-
-
-class Silent:
-    def stage(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, steps: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -20,17 +20,14 @@ from bavit.report.pictures import samples
 from bavit.report.records import tables_of
 from bavit.report.results import Results, Shown, Spread
 from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.progress import Silent
 
 
-class Silent:
+class Heard(Silent):
     """Progress that keeps its notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-
-    def stage(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, steps: int) -> None: ...
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -247,7 +244,7 @@ class TestBadInput:
         save_json(make_sweep(), tmp_path / "sweep.json")
         (tmp_path / "other.json").write_text("{")
         (tmp_path / "config.json").write_text('{"dim": 192}')
-        heard = Silent()
+        heard = Heard()
         assert len(find([tmp_path], heard)) == 1
         assert heard.notes == [f"left out: {tmp_path / 'other.json'}: is no JSON that can be read: make it again."]
 
@@ -281,7 +278,7 @@ class TestPictures:
         Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
         (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
         Image.new("RGB", (8, 8)).save(tmp_path / "other.png", "GIF")
-        heard = Silent()
+        heard = Heard()
         shown = samples([Shown(name, "", str(tmp_path / name)) for name in ("good.png", "bad.png", "other.png")], heard)
         assert [each.title for each in shown] == ["good.png"]
         assert len(heard.notes) == 2

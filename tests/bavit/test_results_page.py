@@ -29,15 +29,8 @@ from bavit.report.results import Results, SweepResult, Table, TablesResult
 from bavit.report.summary import fastest, headline, reference_ap, table_two
 from cli.bavit import app
 from tokenlabels.errors import OutputError, TokenLabelsError
+from tokenlabels.progress import Silent
 from tokenlabels.report.page import MAX_BYTES
-
-
-class Silent:
-    def stage(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, steps: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +118,7 @@ class TestOneFile:
 
     def test_results_that_make_too_large_a_page_are_refused(self, tmp_path: Path) -> None:
         wide = Table("rows", [f"column {n}" for n in range(48)], [{f"column {n}": "x" * 300 for n in range(48)}] * 400)
-        with pytest.raises(TokenLabelsError, match="make a page of [0-9]+ MB, more than people open: name fewer"):
+        with pytest.raises(TokenLabelsError, match=r"make a page of [0-9]+ MB, more than people open: name fewer"):
             written(Results(tables=[TablesResult("a", "a.json", {}, [wide])]), tmp_path)
         assert not list(tmp_path.iterdir())
 
