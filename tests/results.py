@@ -31,7 +31,10 @@ def write_results(folder: Path, *, text: str = "scenes val") -> Path:
     write_training(folder / "detector", {"detector": text, "recipe": "scratch"}, {"val_ap": 0.55})
     write_training(folder / "segmenter", {"exit_after": [6, 8]}, {"val_miou": 0.7}, command="segment train")
     pruning = {"threshold": 0.4, "top_k": None, "refine_steps": 3}
-    budget = {"target": "macs", "value": 8e9, "achieved": 7.9e9, "source": text, "latency": None}
+    budget = {
+        "target": "macs", "value": 8e9, "achieved": 7.9e9, "achieved_low": 7.8e9, "achieved_high": 8e9,
+        "achieved_max": 8.4e9, "sparsity": 0.35, "source": text, "latency": None,
+    }  # fmt: skip
     write(folder / "pruned" / "pruned.json", {"pruning": pruning, "budget": budget, "format": 1})
     write(folder / "segments" / "sweep.json", segment_sweep(text))
     write(folder / "methods.json", comparison(text))

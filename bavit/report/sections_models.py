@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bavit.report.charts import Axis, Series, chart, legend
 from bavit.report.results import Results, Scalar, Training
-from bavit.report.section import NONE, Section, number, plain, share
+from bavit.report.section import NONE, Section, cell, number, plain, share
 from bavit.report.sections_costs import seconds
-from tokenlabels.report.markup import Column, Row, card, count, details, name, pairs, table
+from tokenlabels.report.markup import Column, Row, card, count, details, esc, name, pairs, table
 
 _MOST_LINES = 7
 """Of more runs of a kind the first are drawn; the table has all."""
@@ -124,16 +124,47 @@ def _took(results: Results) -> str:
 
 def budgets(results: Results) -> Section:
     """Saved pruned detectors: what they keep, and the budget for which that was chosen."""
-    content = ""
-    for each in results.detectors:
-        asked = values(each.budget) if each.budget else '<p class="note">It was not chosen for a budget.</p>'
-        content += card(
-            each.name,
-            "A saved pruned detector: how many patches stay, and what was asked for and found when that was chosen.",
-            f"<h4>what stays</h4>{values(each.pruning)}<h4>budget</h4>{asked}",
-            wide=True,
-        )
-    return Section("budgets", "Budgets", content)
+    found = results.detectors
+    if not found:
+        return Section("budgets", "Budgets", "")
+    rows: list[Row] = []
+    for each in found:
+        told = each.budget
+        unit = 1e-9 if told.get("target") == "macs" else 1.0
+        low, high = _scaled(told, "achieved_low", unit), _scaled(told, "achieved_high", unit)
+        between = f" <small>{low} to {high}</small>" if NONE not in (low, high) else ""
+        rows.append([
+            name(each.name), esc(_BUDGETS.get(str(told.get("target")), told.get("target", "none"))),
+            _scaled(told, "value", unit), _scaled(told, "achieved", unit) + between,
+            _scaled(told, "achieved_max", unit),
+            *(cell(each.pruning.get(key)) for key in ("threshold", "max_tokens", "top_k")),
+            share(_float(told.get("sparsity"))), cell(told.get("tokens")), _scaled(told, "macs", 1e-9),
+            _scaled(told, "macs_dense", 1e-9),
+        ])  # fmt: skip
+    titles = (
+        "asked", "reached, mean", "dearest", "threshold", "cap", "top k", "removed", "patches kept", "GMAC",
+        "dense GMAC",
+    )  # fmt: skip
+    columns = [Column("detector", numeric=False), Column("budget of", numeric=False), *map(Column, titles)]
+    everything = "".join(f"<h4>{name(each.name)}</h4>{values(each.pruning | each.budget)}" for each in found)
+    lead = (
+        "Saved pruned detectors. Threshold and cap were chosen on a calibration set so that the mean cost of an image "
+        "is what was asked for; small are the bootstrap intervals over images."
+    )
+    content = table("Budgets", columns, rows) + details("All that they say", f'<div class="stack">{everything}</div>')
+    return Section("budgets", "Budgets", card("Budgets", lead, content, wide=True))
+
+
+_BUDGETS = {"macs": "GMAC", "tokens": "patches", "latency-ms": "latency, ms", "latency_ms": "latency, ms"}
+
+
+def _scaled(told: dict[str, Scalar], key: str, scale: float) -> str:
+    value = _float(told.get(key))
+    return NONE if value is None else f"{value * scale:,.4g}"
+
+
+def _float(value: Scalar) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def values(given: dict[str, Scalar]) -> str:

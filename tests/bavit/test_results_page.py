@@ -204,6 +204,7 @@ class TestFigures:
         assert f"exported graph {told['exported']['ratio_graph']:.2f}x onnx: 35.0% removed" in text
         assert "separate 2.4 G ± 10 M 0.54 ± 0.008" in text
         assert "detector detector AP 55.0 55.0 3 40 12.5 3.5 min" in text
+        assert "pruned GMAC 8 7.9 7.8 to 8 8.4 0.4 \u2013 \u2013 35.0%" in text
         assert "achieved 7.9 G" in text
         for method in told["comparisons"][1]["methods"]:
             for point in method["points"]:
