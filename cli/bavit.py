@@ -13,6 +13,7 @@ from cli.evaluation import evaluate, predict
 from cli.exporting import export
 from cli.finetuning import finetune
 from cli.joint import joint
+from cli.reporting import report
 from cli.segment import segment
 from cli.training import train
 from tokenlabels import __version__
@@ -70,6 +71,7 @@ app.command(cls=GroupedCommand)(sweep)
 app.command(cls=GroupedCommand)(finetune)
 app.command(cls=GroupedCommand)(export)
 app.command(cls=GroupedCommand)(joint)
+app.command(cls=GroupedCommand)(report)
 app.add_typer(segment, name="segment")
 
 

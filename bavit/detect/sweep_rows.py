@@ -227,4 +227,5 @@ def _setting(
         scores=data.rows.scores is not None,
         environment=machine.describe(),
         notes=notes,
+        standing_tokens=1 + yolos.config.detection_tokens,
     )
