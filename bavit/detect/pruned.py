@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bavit.attention import Backend
 from bavit.background.model import BAViT, load_model
+from bavit.detect.config import YolosConfig
 from bavit.detect.pruning import Pruning, Size
 from bavit.detect.saved import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, Saved, read_saved, write_saved
 from bavit.detect.yolos import Yolos, YolosOutput
@@ -142,6 +143,26 @@ class PrunedDetector(nn.Module):
         self.bavit.save_pretrained(place / BAVIT_FOLDER)
         self.yolos.save_pretrained(place / DETECTOR_FOLDER)
         write_saved(place, Saved(self.pruning, self.budget))
+
+    @property
+    def config(self) -> YolosConfig:
+        """Of the detector."""
+        return self.yolos.config
+
+    @property
+    def prune_after(self) -> int:
+        """Blocks of the detector that see all patches."""
+        return self.pruning.prune_after
+
+    @property
+    def runtime(self) -> str:
+        """What runs it."""
+        return "torch"
+
+    @property
+    def provider(self) -> str:
+        """The device it is on."""
+        return self.yolos.backbone.cls_token.device.type
 
     @torch.inference_mode()
     def forward(self, images: Picture | Sequence[Picture], times: StageTimes | None = None) -> list[Detection]:
