@@ -1,9 +1,9 @@
-"""Detectors as a person names them: a run and a detector, the folder of a pruned detector, or a file."""
+"""Detectors as a person names them: a run and a detector, the folder of a pruned detector, or an exported file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,9 +12,9 @@ from bavit.detect.detector import Detector
 from bavit.detect.loading import load_detector
 from bavit.detect.pruned import PrunedDetector
 from bavit.detect.pruning import Pruning, steps_of
-from bavit.detect.saved import is_saved
 from bavit.machine import Machine
-from tokenlabels.errors import ParameterError, TokenLabelsError
+from bavit.parts import is_saved
+from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
 from tokenlabels.progress import Progress
 
@@ -56,25 +56,52 @@ class Stays:
         return [_OPTIONS.get(name, "--" + name.replace("_", "-")) for name in self.said]
 
     def over(self, pruning: Pruning) -> Pruning:
-        """With this in the place of what something else says; who says how many stay, says all of it."""
+        """A choice with this in its place, where something is said; who says how many stay, says all of it."""
         said = self.said
-        forgotten = dict.fromkeys(_HOW_MANY) if said.keys() & set(_HOW_MANY) else {}
+        forgotten: dict[str, Any] = dict.fromkeys(_HOW_MANY) if said.keys() & set(_HOW_MANY) else {}
         return replace(pruning, **(forgotten | said))
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a detector runs.
+    """Where a detector is to run.
 
     Attributes:
-        machine: device and precision of torch; `auto` was asked for where that is.
-        runtime: what runs it; None: torch, or what a file is for.
-        threads: of a CPU; None: as many as torch has.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        precision: `auto`, `32`, `bf16` or `fp16`.
+        runtime: what runs it; None: torch, or what an exported file is for.
+        threads: of the CPU, for onnxruntime; None: as many as torch has.
     """
 
-    machine: Machine
+    device: str = "auto"
+    precision: str = "32"
     runtime: Runtime | None = None
     threads: int | None = None
+
+    def of_torch(self) -> Machine:
+        """Where models run.
+
+        Raises:
+            ParameterError: a device or precision that is not to be had here.
+        """
+        return Machine.pick(self.device, self.precision)
+
+    def of_exported(self, runtime: Runtime) -> Machine:
+        """Where an exported graph runs, on a CPU unless something else was asked for; it has its own precision.
+
+        Raises:
+            ParameterError: a device or precision that is not to be had here.
+        """
+        if self.precision not in ("auto", "32"):
+            raise ParameterError(f"--precision {self.precision}: an exported graph has its own: leave it away.")
+        device = "cpu" if self.device == "auto" else self.device
+        if runtime == "torch" and device != "cpu":
+            raise ParameterError(f"--device {device}: a .pt2 runs on the cpu: export .onnx for other devices.")
+        if runtime == "onnx":
+            from bavit.export.onnx_graph import provider_of
+
+            provider_of(device)
+        return Machine(device, "32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +110,13 @@ class Opening:
 
     Attributes:
         grid: of its BAViT, on which patches of pictures have labels.
+        machine: where it runs.
         open: makes it ready; takes the names of the classes of one that is random.
         budget: for which it was chosen how many patches stay, see `Saved`; None: it was not, or no longer holds.
     """
 
     grid: PatchGrid
+    machine: Machine
     open: Callable[[Sequence[str] | None], Detector]
     budget: dict[str, Any] | None = None
 
@@ -118,18 +147,58 @@ def opening(run: str, detector: str | None, stays: Stays, place: Place, progress
     """
     if is_exported(run):
         return _of_file(Path(run), stays, place)
-    place.check_models()
+    exporting = place.runtime == "onnx"
+    machine = place.of_exported("onnx") if exporting else place.of_torch()
     if is_saved(run):
-        grid, detector_of, budget = _of_saved(Path(run), stays, progress)
+        grid, make, budget = _of_saved(Path(run), stays, progress)
     else:
-        grid, detector_of, budget = *_of_models(run, detector, stays), None
+        grid, make, budget = *_of_models(run, detector, stays), None
 
     def opened(classes: Sequence[str] | None) -> Detector:
-        found = detector_of(classes)
-        if place.runtime != "onnx":
-            return found.to(place.device)
+        if not exporting:
+            return make(classes).to(machine.device)
         from bavit.export.temporary import exported
 
-        return exported(found, threads=place.threads, device=place.device, progress=progress)
+        return exported(make(classes), place.threads, machine.device, progress)
 
-    return Opening(grid, opened, budget)
+    return Opening(grid, machine, opened, budget)
+
+
+_Make: TypeAlias = Callable[[Sequence[str] | None], PrunedDetector]
+
+
+def _of_models(run: str, detector: str | None, stays: Stays) -> tuple[PatchGrid, _Make]:
+    bavit = load_model(run)
+    if detector is None:
+        raise ParameterError(f"{run} finds foreground, and no boxes: name a detector behind it (DETECTOR).")
+    pruning = stays.over(Pruning(refine_steps=steps_of(bavit)))
+
+    def make(classes: Sequence[str] | None) -> PrunedDetector:
+        return PrunedDetector(bavit, load_detector(detector, classes), **asdict(pruning))
+
+    return bavit.grid, make
+
+
+def _of_saved(folder: Path, stays: Stays, progress: Progress) -> tuple[PatchGrid, _Make, dict[str, Any] | None]:
+    found = PrunedDetector.from_pretrained(folder)
+    assert found.bavit is not None
+    found.prune(stays.over(found.pruning))
+    budget = found.budget
+    if budget is not None and stays.said:
+        progress.note(f"{', '.join(stays.options)}: in the place of what {folder} was calibrated for, its budget.")
+        budget = None
+    return found.bavit.grid, lambda _: found, budget
+
+
+def _of_file(path: Path, stays: Stays, place: Place) -> Opening:
+    runtime = FILES[path.suffix]
+    if place.runtime not in (None, runtime):
+        raise ParameterError(f"{path}: is run by {runtime}, not by {place.runtime}: leave --runtime away.")
+    if stays.said:
+        raise ParameterError(f"{', '.join(stays.options)}: {path} was exported with its own: export it again.")
+    machine = place.of_exported(runtime)
+    from bavit.export.runtime import ExportedDetector
+
+    found = ExportedDetector.open(path, threads=place.threads, device=machine.device)
+    grid = PatchGrid.parse(found.config.patch, found.size) if found.bavit is None else found.bavit.grid
+    return Opening(grid, machine, lambda _: found)

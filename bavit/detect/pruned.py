@@ -107,10 +107,20 @@ class PrunedDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.bavit, self.yolos, self.backend = bavit, yolos, backend
-        self.pruning = Pruning(threshold, top_k, sparsity, max_tokens, refine_steps, prune_after)
-        if prune_after >= yolos.config.depth:
-            raise ParameterError(f"prune_after {prune_after}: the detector has {yolos.config.depth} blocks.")
+        self.prune(Pruning(threshold, top_k, sparsity, max_tokens, refine_steps, prune_after))
         self.eval()
+
+    def prune(self, pruning: Pruning) -> None:
+        """From now on let other patches stay.
+
+        Raises:
+            ParameterError: the detector has fewer blocks.
+        """
+        if pruning.prune_after >= self.yolos.config.depth:
+            raise ParameterError(
+                f"prune_after {pruning.prune_after}: the detector has {self.yolos.config.depth} blocks."
+            )
+        self.pruning = pruning
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -41,9 +41,7 @@ class OnnxGraph:
 
     runtime = "onnx"
 
-    def __init__(
-        self, path: Path, described: Described, threads: int | None = None, device: str = "cpu"
-    ) -> None:
+    def __init__(self, path: Path, described: Described, threads: int | None = None, device: str = "cpu") -> None:
         require_export()
         self._path, self._described = path, described
         _check_whole(path)
@@ -101,7 +99,7 @@ def provider_of(device: str) -> str:
     import onnxruntime
 
     wanted, there = PROVIDERS.get(device), onnxruntime.get_available_providers()
-    if wanted not in there:
+    if wanted is None or wanted not in there:
         raise ParameterError(
             f"--device {device}: onnxruntime has {', '.join(there)} here: use cpu, or install onnxruntime-gpu."
         )

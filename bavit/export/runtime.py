@@ -1,4 +1,4 @@
-"""A detector that was exported, run by onnxruntime or torch: it takes pictures and gives what a `PrunedDetector` gives."""
+"""A detector that was exported, run by onnxruntime or torch: it takes pictures as a `PrunedDetector` does."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def weightless(config: Mapping[str, object], name: str) -> BAViT:
     try:
         depth, width = int(str(config["depth"])), int(str(config["width"]))
         if depth > _MAX_DEPTH or width > _MAX_WIDTH:
-            raise ParameterError(f"{depth} blocks of width {width} are beyond all measure.")  # noqa: TRY301
+            raise ParameterError(f"{depth} blocks of width {width} are beyond all measure.")
         with torch.device("meta"):
             bavit = BAViT(**config)  # type: ignore[arg-type]
         bavit.mean, bavit.std = (torch.tensor(config[each]).view(1, 3, 1, 1) for each in ("mean", "std"))
