@@ -1,20 +1,22 @@
-"""What an exported file says of itself: one JSON object under the key `bavit`, in ONNX's metadata or a .pt2's extra files."""
+"""What an exported file says of itself: a JSON object under the key `bavit` of ONNX's metadata, or a .pt2's extra file."""
 
 from __future__ import annotations
 
 import dataclasses
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from bavit.background.model import BAViT
 from bavit.detect.config import YolosConfig
-from bavit.detect.yolos import Yolos
 from bavit.environment import require_export
 from tokenlabels import __version__
 from tokenlabels.errors import ParameterError, TokenLabelsError
+
+if TYPE_CHECKING:
+    from bavit.background.model import BAViT
+    from bavit.detect.yolos import Yolos
 
 Kind: TypeAlias = Literal["bavit", "dense", "pruned"]
 
@@ -131,6 +133,27 @@ def is_exported(path: str | Path) -> bool:
     return place.suffix in (ONNX, TORCH) and place.is_file()
 
 
+def refuse_exported(name: str | Path) -> None:
+    """Refuse an exported file where weights are read, to train them or to run them in PyTorch.
+
+    Raises:
+        TokenLabelsError: it is one; says what it was exported from.
+    """
+    if not is_exported(name):
+        return
+    try:
+        found = read_described(name)
+    except TokenLabelsError:
+        raise TokenLabelsError(
+            f"{name}: is a file for running a model, from which no weights are read: name the folder of the model."
+        ) from None
+    what = f"an exported {'int8 ' if found.quantised else ''}file of kind {found.kind}"
+    sources = f" ({' and '.join(each[:100] for each in found.sources)})" if found.sources else ""
+    raise TokenLabelsError(
+        f"{name}: is {what}, which is run and not trained or read as weights: name what it was exported from{sources}."
+    )
+
+
 def read_described(path: str | Path) -> Described:
     """What an exported file says of itself; nothing of the file is run.
 
@@ -158,17 +181,16 @@ def read_described(path: str | Path) -> Described:
 def _of_onnx(path: Path) -> bytes:
     require_export()
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load_model(str(path), load_external_data=False)
-    except (DecodeError, OSError, ValueError):
+    except Exception:  # noqa: BLE001  of protobuf, whose faults have no public base
         raise TokenLabelsError(f"{path}: is no ONNX file, or is cut short: export it again.") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise TokenLabelsError(f"{path}: keeps weights in other files, which is not read: export it again.")
     for entry in model.metadata_props:
         if entry.key == KEY:
-            return entry.value.encode()
+            return str(entry.value).encode()
     raise TokenLabelsError(f"{path}: was not written by `bavit export`: it does not say what it takes and gives.")
 
 

@@ -1,7 +1,7 @@
 """The models as they are exported: plain batches of one size, no Python that depends on the data, one graph each.
 
-They share the weights of the models they are made of and answer as these do. What depends on the size of the input alone
-(positions, places of pixels) is computed once and kept as a constant.
+They share the weights of the models they are made of and answer as these do. What depends on the size of the input
+alone (positions, places of pixels) is computed once and kept as a constant.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class DenseGraph(nn.Module):
 class PrunedGraph(nn.Module):
     """A BAViT in front of a YOLOS, in which the same number of patches stays of every image.
 
-    `bavit_pixels` (B, 3, h, w), `pixels` (B, 3, H, W) -> `logits` (B, T, K + 1), `boxes` (B, T, 4), `keep` bool (B, rows,
-    cols). Which patches stay is `Pruning(top_k=keep, refine_steps=..., prune_after=...)`.
+    `bavit_pixels` (B, 3, h, w), `pixels` (B, 3, H, W) -> `logits` (B, T, K + 1), `boxes` (B, T, 4), `keep` bool
+    (B, rows, cols). Which patches stay is `Pruning(top_k=keep, refine_steps=..., prune_after=...)`.
 
     Args:
         bavit: on a squash grid; a letterbox lies over each picture in another way, and the graph knows no pictures.
@@ -85,15 +85,15 @@ class PrunedGraph(nn.Module):
         super().__init__()
         if bavit.grid.resize != "squash":
             raise ParameterError(
-                f"the BAViT's grid is {bavit.grid.name}: where a {bavit.grid.resize} lies over a picture depends on the "
-                "picture's size, which an exported graph does not know: export one that was trained on a squash grid."
+                f"the BAViT's grid is {bavit.grid.name}: where its patches lie in a picture depends on the picture's size, "
+                "which an exported graph does not know: export one that was trained on a squash grid."
             )
         self.front, self.tokens = BavitGraph(bavit), Tokens(yolos, size)
         self.shape, self.keep, self.refine_steps, self.prune_after = bavit.shape, keep, refine_steps, prune_after
         rows, cols = self.tokens.grid
         if not 1 <= keep <= rows * cols:
             raise ParameterError(
-                f"{keep} patches cannot stay: {size[0]} x {size[1]} pixels are {rows} x {cols} = {rows * cols} patches, "
+                f"{keep} patches cannot stay: {size[0]} x {size[1]} pixels are {rows} x {cols} = {rows * cols} patches: "
                 f"give 1 to {rows * cols}."
             )
         if not 0 <= prune_after < self.tokens.depth:
@@ -138,6 +138,7 @@ class Tokens(nn.Module):
         config, backbone = yolos.config, yolos.backbone
         self.grid = rows, cols = backbone.grid_of(torch.empty(0, *size))
         self.depth, self.count, self.patch = config.depth, config.detection_tokens, config.patch
+        self.strips, self.tokens = 3 * size[0] * cols, 1 + rows * cols + config.detection_tokens
         self.backbone, self.class_embed, self.bbox_embed = backbone, yolos.class_embed, yolos.bbox_embed
         with torch.no_grad():
             table = interpolated(backbone.pos_embed, config.grid, self.grid, self.count)[0]
@@ -148,7 +149,7 @@ class Tokens(nn.Module):
         self._keep("positions", table[1 : -self.count])
         self._keep("mid", mids)
         # Pixels are read in rows of a patch: which ones those of the patch at the top left are, and where others start.
-        places = torch.arange(3 * size[0] * cols).view(3, rows, self.patch, cols)
+        places = torch.arange(self.strips).view(3, rows, self.patch, cols)
         self._keep("rows_of_patch", places[:, 0, :, 0].flatten())
         self._keep("starts", places[0, :, 0].flatten())
 
@@ -159,7 +160,7 @@ class Tokens(nn.Module):
     def some(self, pixels: Tensor, kept: Tensor) -> Tensor:
         """Tokens (B, 1 + k + T, dim) of the patches int64 (B, k); no other is embedded."""
         strips = pixels.reshape(-1, self.patch)
-        begins = torch.arange(len(pixels), device=pixels.device)[:, None] * (strips.shape[0] // len(pixels))
+        begins = self.strips * torch.arange(pixels.shape[0], device=pixels.device)[:, None]
         wanted = (self.starts[kept] + begins)[..., None] + self.rows_of_patch
         cells = embedding(wanted, strips).flatten(2)
         proj: Any = self.backbone.patch_embed.proj
@@ -167,7 +168,7 @@ class Tokens(nn.Module):
 
     def pruned(self, tokens: Tensor, kept: Tensor) -> Tensor:
         """Those of all tokens (B, 1 + n + T, dim) that stay: (B, 1 + k + T, dim)."""
-        places = kept + 1 + torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
+        places = kept + 1 + self.tokens * torch.arange(tokens.shape[0], device=tokens.device)[:, None]
         patches = embedding(places, tokens.flatten(0, 1))
         return torch.cat([tokens[:, :1], patches, tokens[:, -self.count :]], 1)
 
@@ -188,7 +189,7 @@ class Tokens(nn.Module):
         return self.class_embed(normed), self.bbox_embed(normed).sigmoid()
 
     def _with_others(self, patches: Tensor) -> Tensor:
-        first, last = (each.expand(len(patches), -1, -1) for each in (self.first, self.last))
+        first, last = (each.expand(patches.shape[0], -1, -1) for each in (self.first, self.last))
         return torch.cat([first, patches, last], 1)
 
     def _keep(self, name: str, value: Tensor | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def to_onnx(graph: nn.Module, examples: Sequence[Tensor], described: Described, 
     """
     require_export()
     names = described.kind
-    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad(), _quiet():
+    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad(), _silent():
         warnings.simplefilter("ignore")  # torch's, about its own use of torch
         program = torch.onnx.export(
             graph,
@@ -50,7 +51,7 @@ def to_onnx(graph: nn.Module, examples: Sequence[Tensor], described: Described, 
             dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in examples),
             input_names=list(INPUTS[names]),
             output_names=list(OUTPUTS[names]),
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort()},
+            custom_translation_table=_translations(),
             verbose=False,
         )
     assert program is not None
@@ -106,25 +107,35 @@ def runner_of(session: ort.InferenceSession) -> Run:
     return run
 
 
-def _stable_sort() -> Any:
-    """ONNX for `sort(stable=True)`: of equals TopK takes the one of the lower index first."""
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """ONNX for what the exporter does not know, or writes in more steps than it takes."""
     from onnxscript import opset18 as op
 
-    def stable_sort(self: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+    def stable_sort(self: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001  it is
+        """Of equals TopK takes the one of the lower index first."""
         return op.TopK(self, op.Shape(self, start=dim, end=dim + 1), axis=dim, largest=descending)
 
-    return stable_sort
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+        """Without mask or dropout; both matrices are made here, which on CPUs is as fast as the operator Attention."""
+        scale = op.Constant(value_float=float(query.shape[-1]) ** -0.5)
+        scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+        return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+    return {
+        torch.ops.aten.sort.stable: stable_sort,
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+    }
 
 
-class _quiet:
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     """torch tells of every step it takes."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-        self._levels = [each.level for each in self._loggers]
-        for each in self._loggers:
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
             each.setLevel(logging.ERROR)
-
-    def __exit__(self, *fault: object) -> None:
-        for each, level in zip(self._loggers, self._levels, strict=True):
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
