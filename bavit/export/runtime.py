@@ -92,7 +92,7 @@ class ExportedDetector:
         described = read_described(place)
         check_kind(described, place)
         opened: Graph
-        opened = TorchGraph(place, threads) if place.suffix == TORCH else OnnxGraph(place, described, threads, device)
+        opened = TorchGraph(place, described) if place.suffix == TORCH else OnnxGraph(place, described, threads, device)
         return cls(opened, described, str(path))
 
     @property

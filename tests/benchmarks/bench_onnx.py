@@ -3,12 +3,12 @@
     uv run --all-extras python tests/benchmarks/bench_onnx.py
     uv run --all-extras python tests/benchmarks/bench_onnx.py --pictures ../shared/data/coco/val2017 --search
 
-YOLOS-tiny at 512 x 512 with random weights behind a BAViT of 2 blocks at 384 x 384 (random, or --bavit RUN); a fixed share
-of patches is removed. `graph` is all of the models: BAViT, refinement, which patches stay, and the detector. `whole` is
-the preprocessing of a decoded picture for both models, the graph, and its boxes. All ways take turns at every picture, and
-a ratio is the median of what dense float32 ONNX took at a picture over what this way took at it in the same turn. `ideal`
-is the ratio of multiply-accumulates. Memory is that of a process of its own, see memory_of.py. --search adds sparsities,
-to find where the ratio reaches --target.
+YOLOS-tiny at 512 x 512 with random weights behind a BAViT of 2 blocks at 384 x 384 (random, or --bavit RUN), of whose
+patches a fixed share is removed. `graph` is all of the models: BAViT, refinement, which patches stay, and the detector.
+`whole` is the preprocessing of a decoded picture for both models, the graph, and its boxes. All ways take turns at every
+picture, and a ratio is the median of what dense float32 ONNX took at a picture over what this way took at it in the same
+turn. `ideal` is the ratio of multiply-accumulates. Memory is that of a process of its own, see memory_of.py. --search
+adds sparsities, to find where the ratio reaches --target.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from bavit.detect.loading import load_detector
 from bavit.detect.preprocess import stretched
 from bavit.detect.pruned import StageTimes
 from bavit.detect.pruning import removed_of
-from bavit.export.described import describe
-from bavit.export.graphs import DenseGraph, PrunedGraph
-from bavit.export.onnx_files import DEFAULT_OPSET, quantise, to_onnx
+from bavit.export.choice import Choice, Models, describe_choice, graph_of, random_inputs
+from bavit.export.onnx_files import DEFAULT_OPSET, to_onnx
+from bavit.export.quantise import quantise
 from bavit.export.runtime import ExportedDetector
 from bavit.pictures import open_picture
 from bavit.timing import Timing, take_turns
@@ -73,25 +73,19 @@ class Variant:
 
 def exports(bavit: BAViT, yolos: Yolos, sparsities: Sequence[float], folder: Path, *, int8: bool) -> list[Path]:
     """ONNX files: dense, then pruned; then the same quantised."""
-    examples = torch.randn(2, 3, *(bavit.grid.image_size or ())), torch.randn(2, 3, *SIZE)
     made = []
     for sparsity in (0.0, *sparsities):
-        keep = PATCHES - removed_of(PATCHES, sparsity)
         path = folder / (f"{100 * sparsity:.0f}.onnx" if sparsity else "dense.onnx")
         print(f"exporting {path.stem}", file=sys.stderr, flush=True)
-        if sparsity:
-            pruned = PrunedGraph(bavit, yolos, SIZE, keep, refine_steps=STEPS).eval()
-            told = describe(bavit, yolos, SIZE, keep=keep, refine_steps=STEPS)
-            model = to_onnx(pruned, examples, told, DEFAULT_OPSET)
-        else:
-            model = to_onnx(
-                DenseGraph(yolos, SIZE).eval(), examples[1:], describe(None, yolos, SIZE), DEFAULT_OPSET
-            )
+        models = Models(bavit if sparsity else None, yolos)
+        choice = Choice(sparsity=sparsity, refine_steps=STEPS) if sparsity else Choice()
+        described = describe_choice(models, choice)
+        model = to_onnx(graph_of(models, described), random_inputs(models, described, 2), described, DEFAULT_OPSET)
         path.write_bytes(model.SerializeToString())
         made.append(path)
         if int8:
             small = path.with_name(f"{path.stem}-int8.onnx")
-            small.write_bytes(quantise(model).SerializeToString())
+            small.write_bytes(quantise(model, described).SerializeToString())
             made.append(small)
     return made
 

@@ -1,7 +1,7 @@
 """Memory that one detector takes in a process of its own: what loading it and running it three times adds at most.
 
     python tests/benchmarks/memory_of.py detector.onnx THREADS      # onnxruntime without torch
-    python tests/benchmarks/memory_of.py FOLDER THREADS [dense]     # a saved pruned detector in torch; or its YOLOS alone
+    python tests/benchmarks/memory_of.py FOLDER THREADS [dense]     # a saved pruned detector in torch, or its YOLOS
 
 Prints MiB: of the libraries after their import, the peak above that, and what stays. Linux alone tells the peak.
 """
