@@ -9,6 +9,7 @@ import typer
 from cli.console import GroupedCommand, errors_reported, print_json, print_line, run_app
 from cli.detection import detect, sweep
 from cli.evaluation import calibrate, evaluate, predict
+from cli.exporting import export
 from cli.finetuning import finetune
 from cli.segment import segment
 from cli.training import train
@@ -65,6 +66,7 @@ app.command(cls=GroupedCommand)(predict)
 app.command(cls=GroupedCommand)(detect)
 app.command(cls=GroupedCommand)(sweep)
 app.command(cls=GroupedCommand)(finetune)
+app.command(cls=GroupedCommand)(export)
 app.add_typer(segment, name="segment")
 
 

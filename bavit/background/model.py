@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bavit.background.refine import refine
+from bavit.export.described import refuse_exported
 from bavit.flops import background_vit
 from bavit.parts import BAVIT_FOLDER, check_part
 from bavit.pictures import Picture, several_pictures
@@ -237,6 +238,7 @@ def load_model(name: str | Path) -> BAViT:
     Raises:
         TokenLabelsError: there is no such model, or its files are damaged.
     """
+    refuse_exported(name)
     folder = Path(name)
     local = folder.exists()
     if not local and not HUB_ID.fullmatch(str(name)):

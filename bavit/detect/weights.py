@@ -25,6 +25,7 @@ from bavit.detect.hub_format import (
     to_hub_names,
     unnamed,
 )
+from bavit.export.described import refuse_exported
 from bavit.parts import DETECTOR_FOLDER, check_part
 from bavit.weights import CONFIG_FILE, HUB_ID, WEIGHTS_FILE, fetch, read_pickled, read_safetensors
 from tokenlabels.atomic import write_atomically
@@ -73,6 +74,7 @@ def read_detector(name: str | Path) -> tuple[YolosConfig, dict[str, Tensor]]:
     Raises:
         TokenLabelsError: there is no such model, its files are damaged or contradict each other, or it is no YOLOS.
     """
+    refuse_exported(name)
     path = Path(name)
     if path.is_file():
         return _read_original(path)

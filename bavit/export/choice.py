@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +61,13 @@ class Choice:
     prune_after: int | None = None
 
 
-def read_models(model: str, detector: str | None = None, classes: Sequence[str] | None = None) -> Models:
+def read_models(model: str, detector: str | None = None) -> Models:
     """Models by name.
 
     Args:
         model: a BAViT run, a YOLOS (see `load_detector`), or the folder of a saved pruned detector; the first two may
             be hub ids.
         detector: a YOLOS that stands behind the BAViT.
-        classes: of a detector `random:...`.
 
     Raises:
         ParameterError: a detector behind what is no BAViT.
@@ -82,9 +80,9 @@ def read_models(model: str, detector: str | None = None, classes: Sequence[str] 
         whole = PrunedDetector.from_pretrained(model)
         return Models(whole.bavit, whole.yolos, whole.pruning, (model,))
     if detector is not None:
-        return Models(load_model(model), load_detector(detector, classes), None, (model, detector))
+        return Models(load_model(model), load_detector(detector), None, (model, detector))
     if is_random(model) or Path(model).is_file() or not _is_bavit(model):
-        return Models(None, load_detector(model, classes), None, (model,))
+        return Models(None, load_detector(model), None, (model,))
     return Models(load_model(model), None, None, (model,))
 
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: a JSON object under the key `bavit` of ONNX's metadata, or a .pt2's extra file."""
+"""What an exported file says of itself: JSON under the key `bavit` of ONNX's metadata, or of a .pt2's extra files."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class PrunedGraph(nn.Module):
         super().__init__()
         if bavit.grid.resize != "squash":
             raise ParameterError(
-                f"the BAViT's grid is {bavit.grid.name}: where its patches lie in a picture depends on the picture's size, "
+                f"the BAViT's grid is {bavit.grid.name}: where its patches lie depends on the size of the picture, "
                 "which an exported graph does not know: export one that was trained on a squash grid."
             )
         self.front, self.tokens = BavitGraph(bavit), Tokens(yolos, size)
@@ -93,8 +93,8 @@ class PrunedGraph(nn.Module):
         rows, cols = self.tokens.grid
         if not 1 <= keep <= rows * cols:
             raise ParameterError(
-                f"{keep} patches cannot stay: {size[0]} x {size[1]} pixels are {rows} x {cols} = {rows * cols} patches: "
-                f"give 1 to {rows * cols}."
+                f"{keep} patches cannot stay of {rows} x {cols}, which {size[0]} x {size[1]} pixels are cut into: give "
+                f"1 to {rows * cols}."
             )
         if not 0 <= prune_after < self.tokens.depth:
             raise ParameterError(f"prune after layer {prune_after}: it is 0 to {self.tokens.depth - 1}.")

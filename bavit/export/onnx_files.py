@@ -15,13 +15,23 @@ from torch import Tensor, nn
 
 from bavit.environment import require_export
 from bavit.export.described import INPUTS, KEY, OUTPUTS, Described
-from tokenlabels.errors import TokenLabelsError
+from tokenlabels.errors import ParameterError, TokenLabelsError
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime as ort
 
-DEFAULT_OPSET = 18
+OLDEST_OPSET = 18
+"""That torch's exporter writes; of older ones it writes this one."""
+
+DEFAULT_OPSET = 20
+"""The first with GELU as one operator, which onnxruntime joins with the layer before it."""
+
+IR_VERSION = 10
+"""Of ONNX's container, as torch writes it."""
+
+_ABSURD = 100
+_MAX_BYTES = 2**31 - 1
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
 """The outputs of an exported file for its inputs, both in order."""
@@ -37,6 +47,7 @@ def to_onnx(graph: nn.Module, examples: Sequence[Tensor], described: Described, 
         opset: of ONNX's own operators.
 
     Raises:
+        ParameterError: torch does not write that opset.
         TokenLabelsError: the extra `export` is missing.
     """
     require_export()
@@ -56,10 +67,53 @@ def to_onnx(graph: nn.Module, examples: Sequence[Tensor], described: Described, 
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    written = next((each.version for each in model.opset_import if not each.domain), 0)
+    if written != opset or model.functions:
+        raise ParameterError(
+            f"opset {opset}: torch {torch.__version__} does not write it: use --opset {DEFAULT_OPSET}."
+        )
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     describe_onnx(model, msgspec.structs.replace(described, opset=opset, torch=str(torch.__version__)))
     return model
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that cannot be written, or that onnxruntime does not run.
+
+    Raises:
+        ParameterError: says which one does.
+    """
+    import onnxruntime as ort
+
+    if opset < OLDEST_OPSET:
+        raise ParameterError(f"opset {opset} is too old: the oldest that can be written is {OLDEST_OPSET}.")
+    if not _runs(opset):
+        newest = max((each for each in range(OLDEST_OPSET, min(opset, _ABSURD)) if _runs(each)), default=DEFAULT_OPSET)
+        raise ParameterError(
+            f"opset {opset} is too new: the newest that onnxruntime {ort.__version__} runs is {newest}."
+        )
+
+
+def serialised(model: onnx.ModelProto) -> bytes:
+    """The content of a file, checked.
+
+    Raises:
+        TokenLabelsError: it is no valid ONNX, or larger than one file may be.
+    """
+    import onnx
+
+    if model.ByteSize() >= _MAX_BYTES:
+        raise TokenLabelsError(
+            "the model is larger than 2 GiB, which no single ONNX file may be: export a smaller one."
+        )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as fault:
+        reason = str(fault).partition("\n")[0]
+        raise TokenLabelsError(f"the exported model is no valid ONNX ({reason}): try another --opset.") from None
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def describe_onnx(model: onnx.ModelProto, described: Described) -> None:
@@ -105,6 +159,25 @@ def runner_of(session: ort.InferenceSession) -> Run:
         return [torch.from_numpy(each) for each in session.run(None, fed)]
 
     return run
+
+
+def _runs(opset: int) -> bool:
+    """Whether onnxruntime knows an opset."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    if opset >= _ABSURD:
+        return False
+    here, there = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [here], [there])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # noqa: BLE001  onnxruntime's faults have no common base
+        return False
+    return True
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -96,7 +96,7 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[str]:
     """What an archive holds and `to_torch` does not write."""
     for entry in archive.infolist():
         name = entry.filename.partition("/")[2]
-        if name == _EMPTY and not entry.file_size or name in _SMALL or _TENSORS.fullmatch(name):
+        if (name == _EMPTY and not entry.file_size) or name in _SMALL or _TENSORS.fullmatch(name):
             continue
         if not (name == _PROGRAM or _CONFIGS.fullmatch(name)) or entry.file_size > _MAX_JSON:
             yield entry.filename
