@@ -50,7 +50,7 @@ def constant_model(described: Described, answers: Answers) -> onnx.ModelProto:
 
 def say(model: onnx.ModelProto, described: Described) -> onnx.ModelProto:
     """The same model, which says another thing of itself."""
-    found = onnx.ModelProto.FromString(model.SerializeToString())
+    found: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     del found.metadata_props[:]
     found.metadata_props.add(key=KEY, value=msgspec.json.encode(described).decode())
     return found

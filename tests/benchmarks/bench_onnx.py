@@ -5,10 +5,10 @@
 
 YOLOS-tiny at 512 x 512 with random weights behind a BAViT of 2 blocks at 384 x 384 (random, or --bavit RUN), of whose
 patches a fixed share is removed. `graph` is all of the models: BAViT, refinement, which patches stay, and the detector.
-`whole` is the preprocessing of a decoded picture for both models, the graph, and its boxes. All ways take turns at every
-picture, and a ratio is the median of what dense float32 ONNX took at a picture over what this way took at it in the same
-turn. `ideal` is the ratio of multiply-accumulates. Memory is that of a process of its own, see memory_of.py. --search
-adds sparsities, to find where the ratio reaches --target.
+`whole` is the preprocessing of a decoded picture for both models, the graph, and its boxes. All ways take turns at
+every picture, and a ratio is the median of what dense float32 ONNX took at a picture over what this way took at it in
+the same turn. `ideal` is the ratio of multiply-accumulates. Memory is that of a process of its own, see memory_of.py.
+--search adds sparsities, to find where the ratio reaches --target.
 """
 
 from __future__ import annotations
