@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,3 +65,17 @@ def changed(path: Path, place: Path, change: Callable[[onnx.ModelProto], object]
     change(model)
     place.write_bytes(model.SerializeToString())
     return place
+
+
+def with_program(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """A `.pt2` whose program was changed."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(sink, "w") as other:
+        for entry in archive.infolist():
+            held = archive.read(entry)
+            if entry.filename.endswith("models/model.json"):
+                program = json.loads(held)
+                change(program)
+                held = json.dumps(program).encode()
+            other.writestr(entry.filename, held)
+    return sink.getvalue()

@@ -118,8 +118,10 @@ class ExportedDetector:
             return []
         times = StageTimes() if times is None else times
         sizes = [picture_size(image) for image in several]
-        with times.stage("input of BAViT", _CPU):
-            small = None if self.bavit is None else self.bavit.preprocess(several)
+        small: Tensor | None = None
+        if self.bavit is not None:
+            with times.stage("input of BAViT", _CPU):
+                small = self.bavit.preprocess(several)
         with times.stage("input of the detector", _CPU):
             pixels = stretched(several, self.config, self.size)
         return self.detect(small, pixels, sizes, times)
