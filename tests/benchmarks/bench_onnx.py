@@ -76,17 +76,18 @@ def exports(bavit: BAViT, yolos: Yolos, sparsities: Sequence[float], folder: Pat
     made = []
     for sparsity in (0.0, *sparsities):
         path = folder / (f"{100 * sparsity:.0f}.onnx" if sparsity else "dense.onnx")
+        small = path.with_name(f"{path.stem}-int8.onnx")
+        made += [path, small] if int8 else [path]
+        if all(each.is_file() for each in made[-1 - int8 :]):
+            continue
         print(f"exporting {path.stem}", file=sys.stderr, flush=True)
         models = Models(bavit if sparsity else None, yolos)
         choice = Choice(sparsity=sparsity, refine_steps=STEPS) if sparsity else Choice()
         described = describe_choice(models, choice)
         model = to_onnx(graph_of(models, described), random_inputs(models, described, 2), described, DEFAULT_OPSET)
         path.write_bytes(model.SerializeToString())
-        made.append(path)
         if int8:
-            small = path.with_name(f"{path.stem}-int8.onnx")
             small.write_bytes(quantise(model, described).SerializeToString())
-            made.append(small)
     return made
 
 
@@ -206,7 +207,7 @@ def reached(rows: Sequence[dict[str, Any]], target: float) -> dict[str, float | 
 
 def pictures(arguments: argparse.Namespace, folder: Path) -> list[Image.Image]:
     if arguments.pictures is None:
-        tokenlabels.write_sample(folder / "sample", images=2 * arguments.count)
+        tokenlabels.write_sample(folder / "sample", images=8 * arguments.count)
     files = picture_files([arguments.pictures or folder / "sample" / "val"])[: arguments.count]
     return [open_picture(file, str(file)) for file in files]
 
@@ -223,12 +224,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-int8", action="store_true")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--folder", type=Path, help="keep the exported files there, and take those that are there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shown = pictures(arguments, folder)
-        ways = variants(arguments, folder)
+        kept = folder if arguments.folder is None else arguments.folder
+        kept.mkdir(parents=True, exist_ok=True)
+        ways = variants(arguments, kept)
         print("measuring", file=sys.stderr, flush=True)
         timings = take_turns([each.way for each in ways], shown, shown[:1], [1], arguments.rounds, lambda _: None)
         base = next(timing for way, timing in zip(ways, timings, strict=True) if way.name == BASE)
