@@ -161,7 +161,7 @@ def _told(told: dict[str, Any]) -> Table:
 
     table = Table("exported", "")
     for name, value in told.items():
-        if name in ("out", "figures", "drop"):
+        if name in ("out", "figures", "drop", "images"):
             continue
         word = _WORDS.get(name, name.replace("_", " "))
         table.add_row(Text(word), Text(_shown(name, value), justify="right"))

@@ -141,8 +141,10 @@ def export_models(
     described = describe_choice(models, choice)
     graph = graph_of(models, described)
     progress.stage("tracing")
-    make = _onnx if wish.picked == "onnx" else _torch
-    content, runs, told = make(models, graph, described, wish, progress)
+    if wish.picked == "onnx":
+        content, runs, told = _onnx(models, graph, described, wish, progress)
+    else:
+        content, runs, told = _torch(models, graph, described, progress)
     if data is not None:
         figures = measure(models, described, runs, data, progress)
         told |= {"images": len(data), "figures": figures, "drop": _drop(figures, described)}
@@ -179,7 +181,7 @@ def _onnx(
 
 
 def _torch(
-    models: Models, graph: torch.nn.Module, described: Described, wish: Wish, progress: Progress
+    models: Models, graph: torch.nn.Module, described: Described, progress: Progress
 ) -> tuple[bytes, dict[str, Run], dict[str, Any]]:
     """As `_onnx`."""
     content = to_torch(graph, random_inputs(models, described, 2), described)
