@@ -206,7 +206,7 @@ class JointLearner(DetectionLearner):
         if not usable:
             raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
         with torch.inference_mode():
-            parts = torch.stack(usable).split(self.settings.batch_size)
+            parts = torch.split(torch.stack(usable), self.settings.batch_size)
             return torch.cat([self.bavit.background(self.bavit.normalise(part)) for part in parts])
 
     def answering(self, model: nn.Module) -> JointAnswering:  # type: ignore[override]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bavit.attention import Backend
 from bavit.background.model import BAViT, load_model
 from bavit.detect.adaptive import AdaptiveThreshold
+from bavit.detect.config import YolosConfig
 from bavit.detect.pruning import Pruning, Size
 from bavit.detect.saved import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, Saved, read_saved, write_saved
 from bavit.detect.yolos import Yolos, YolosOutput
@@ -110,10 +111,20 @@ class PrunedDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.bavit, self.yolos, self.adaptive, self.backend = bavit, yolos, adaptive, backend
-        self.pruning = Pruning(threshold, top_k, sparsity, max_tokens, refine_steps, prune_after)
-        if prune_after >= yolos.config.depth:
-            raise ParameterError(f"prune_after {prune_after}: the detector has {yolos.config.depth} blocks.")
+        self.prune(Pruning(threshold, top_k, sparsity, max_tokens, refine_steps, prune_after))
         self.eval()
+
+    def prune(self, pruning: Pruning) -> None:
+        """From now on let other patches stay.
+
+        Raises:
+            ParameterError: the detector has fewer blocks.
+        """
+        if pruning.prune_after >= self.yolos.config.depth:
+            raise ParameterError(
+                f"prune_after {pruning.prune_after}: the detector has {self.yolos.config.depth} blocks."
+            )
+        self.pruning = pruning
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -149,6 +160,34 @@ class PrunedDetector(nn.Module):
         if self.adaptive is not None:
             self.adaptive.save_pretrained(place)
         write_saved(place, Saved(self.pruning, self.budget, None if self.adaptive is None else self.adaptive.config))
+
+    @property
+    def config(self) -> YolosConfig:
+        """Of the detector."""
+        return self.yolos.config
+
+    @property
+    def prune_after(self) -> int:
+        """Blocks of the detector that see all patches."""
+        return self.pruning.prune_after
+
+    @property
+    def mask_macs(self) -> int:
+        """Multiply-accumulates of what decides which patches of an image stay."""
+        if self.bavit is None:
+            return 0
+        learned = self.adaptive.macs if self.adaptive is not None and self.pruning.by_threshold else 0
+        return self.bavit.macs + learned
+
+    @property
+    def runtime(self) -> str:
+        """What runs it."""
+        return "torch"
+
+    @property
+    def provider(self) -> str:
+        """The device it is on."""
+        return self.yolos.backbone.cls_token.device.type
 
     @torch.inference_mode()
     def forward(self, images: Picture | Sequence[Picture], times: StageTimes | None = None) -> list[Detection]:

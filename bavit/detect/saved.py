@@ -15,11 +15,11 @@ import msgspec
 
 from bavit.detect.adaptive import AdaptiveConfig
 from bavit.detect.pruning import Pruning
+from bavit.parts import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, is_saved
 from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
 
-PRUNED_FILE = "pruned.json"
-BAVIT_FOLDER, DETECTOR_FOLDER = "bavit", "detector"
+__all__ = ["BAVIT_FOLDER", "DETECTOR_FOLDER", "PRUNED_FILE", "Saved", "is_saved", "read_saved", "write_saved"]
 
 _FORMAT = 1
 
@@ -38,11 +38,6 @@ class Saved(msgspec.Struct, frozen=True):
     budget: dict[str, Any] | None = None
     adaptive: AdaptiveConfig | None = None
     format: int = _FORMAT
-
-
-def is_saved(folder: str | Path) -> bool:
-    """Whether a folder holds a finished pruned detector."""
-    return (Path(folder) / PRUNED_FILE).is_file()
 
 
 def write_saved(folder: Path, saved: Saved) -> None:
