@@ -119,7 +119,7 @@ def answer(task: tuple[Demo, Sequence[int], Sequence[Counts]]) -> list[dict[int,
             pixels = torch.stack([inputs.pixels[0]] * len(counts))
             output = yolos(pixels, keep.view(-1, *critical.shape[1:]))
             grids, sizes = [critical.shape[1:]] * len(counts), list(inputs.sizes) * len(counts)
-            seen = detections(output, None, grids, sizes)  # type: ignore[arg-type]
+            seen = detections(output, None, grids, sizes)
         size = data.rows.widths[number], data.rows.heights[number]
         boxes, labels = objects_in(data.rows, number, classes, Window(0, 0, int(size[0]), int(size[1])), flip=False)
         truth = [torch.from_numpy(boxes)], [torch.from_numpy(labels)]
@@ -149,7 +149,8 @@ class Images:
     def counts(self, threshold: float | NDArray[np.float32]) -> Counts:
         """Patches that a threshold, or one of each image, keeps."""
         limit = np.float32(threshold).reshape(-1, 1)
-        return (self.critical <= limit).sum(1)
+        found: Counts = (self.critical <= limit).sum(1)
+        return found
 
     def macs(self, counts: Counts) -> NDArray[np.float64]:
         """MACs of the detector for each image, by those of the dense one."""
@@ -171,7 +172,8 @@ class Images:
         fewer = int(np.searchsorted(costs, target, side="right")) - 1
         share = (target - costs[fewer]) / (costs[min(fewer + 1, self.patches)] - costs[fewer] + 1e-12)
         more = np.random.default_rng(0).permutation(len(self.data)) < share * len(self.data)
-        return fewer + more.astype(np.int64)
+        found: Counts = more.astype(np.int64) + fewer
+        return found
 
 
 def described(images: Images, counts: Counts, answers: Sequence[dict[int, tuple[Detection, float]]]) -> dict[str, Any]:
