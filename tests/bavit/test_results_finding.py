@@ -87,6 +87,8 @@ class TestKinds:
         results = found(folder)
         assert results.trainings[0].name == results.detectors[0].name == "joint"
         assert results.trainings[0].trained == "BAViT and detector"
+        write_training(folder, {"train": "threshold"}, {"val_ap": 0.5}, command="joint")
+        assert found(folder).trainings[0].trained == "threshold"
 
     def test_names_are_as_short_as_they_can_be(self, tmp_path: Path) -> None:
         paths = [tmp_path / name for name in ("a/x/sweep", "b/x/sweep", "b/y", "a/x")]
