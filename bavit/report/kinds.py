@@ -71,7 +71,7 @@ def known_kinds() -> str:
     """What can be named, in words."""
     return (
         "the folder or file of a sweep, of a training run, of a saved pruned detector, or of a segmenter's evaluation "
-        "or sweep, the JSON of bavit eval, export or a benchmark, or a folder of such"
+        "or sweep, an exported file, the JSON of bavit eval or a benchmark, or a folder of such"
     )
 
 

@@ -9,7 +9,7 @@ from tokenlabels.report.markup import Column, Row, card, esc, name, table
 
 _MOST_LINES = 7
 _SHARE = Axis("MACs of the detector, % of dense", 100, "%")
-_AP, _AP50 = Axis("AP, points", 100), Axis("AP50, points", 100)
+_AP, _AP50 = Axis("AP, points", 100, span=1), Axis("AP50, points", 100, span=1)
 
 
 def section(results: Results) -> Section:

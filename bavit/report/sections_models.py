@@ -83,7 +83,10 @@ def _curves(kind: str, runs: list[Training]) -> str:
         quality = [Series(each.name, each.series(key), colour) for colour, each in enumerate(drawn)]
         label = _QUALITY[key]
         shown = chart(
-            [each for each in quality if each.points], epoch, Axis(label, 100), title=f"{label} of {kind} by epoch"
+            [each for each in quality if each.points],
+            epoch,
+            Axis(label, 100, span=1),
+            title=f"{label} of {kind} by epoch",
         )
         parts += f"<div><h4>{label.partition(',')[0]}, validation</h4>{shown}</div>"
         parts += _by_cost(drawn, key, kind)
@@ -105,7 +108,7 @@ def _by_cost(runs: list[Training], key: str, kind: str) -> str:
         lines.append(Series(each.name, places, colour, "solid", [f"epoch {epoch:g}" for epoch, _ in known]))
     if not any(each.points for each in lines):
         return ""
-    y = Axis(_QUALITY[key], 100)
+    y = Axis(_QUALITY[key], 100, span=1)
     drawn = chart(lines, Axis("GMAC of an image, BAViT included"), y, title=f"{y.label} of {kind} by MACs")
     return f"<div><h4>{y.label.partition(',')[0]} by cost, epoch after epoch</h4>{drawn}</div>"
 
