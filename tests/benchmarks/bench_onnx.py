@@ -139,7 +139,7 @@ def variants(arguments: argparse.Namespace, folder: Path) -> list[Variant]:
             continue
         name = f"{share}{' %' if sparsity else ''}, onnx{' int8' if path.stem.endswith('-int8') else ''}"
         found.append(Variant(name, sparsity, of_onnx(path, arguments.threads), [str(path)], path))
-    for sparsity in (0.0, *arguments.sparsity):
+    for sparsity in () if arguments.no_torch else (0.0, *arguments.sparsity):
         place = folder / f"torch-{sparsity}"
         pruned = PrunedDetector(bavit, yolos, sparsity=sparsity, refine_steps=STEPS)
         pruned.save_pretrained(place)
@@ -227,6 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-int8", action="store_true")
+    parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--folder", type=Path, help="keep the exported files there, and take those that are there")
     arguments = parser.parse_args()
