@@ -167,6 +167,7 @@ def test_nothing_but_standard_operators_is_written(folder: Path) -> None:
     assert sum(node.op_type == "Conv" for node in model.graph.node) == 1  # BAViT's; YOLOS embeds kept patches alone
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_close_and_told(models: Models, tmp_path: Path) -> None:
     alone = Models(models.bavit, None)
     told = export_models(alone, Choice(), Wish(tmp_path / "int8.onnx", int8=True), None, Silent())
