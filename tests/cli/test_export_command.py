@@ -83,12 +83,12 @@ def test_int8_tells_what_it_costs(bavit: Invoke, models: Path, build: Build, tmp
     yolos = Yolos(replace(small_yolos().config, labels=labels))
     yolos.save_pretrained(tmp_path / "yolos")
     words = ("export", models / "bavit", tmp_path / "yolos", "--top-k", 9, "--out", tmp_path / "a.onnx", "--int8")
-    trial = ("--data", build.path, "--limit", 6)
+    trial = ("--data", build.path, "--limit", 2)
     told = json.loads(fine(bavit(*words, *trial, "--json")).stdout)
     assert list(told["figures"]) == ["pytorch", "onnx", "int8"]
     assert told["figures"]["onnx"]["ap"] == pytest.approx(told["figures"]["pytorch"]["ap"], abs=1e-6)
     assert told["drop"]["ap"] == told["figures"]["onnx"]["ap"] - told["figures"]["int8"]["ap"]
-    assert (told["images"], told["quantised"], told["keep"]) == (6, True, 9)
+    assert (told["images"], told["quantised"], told["keep"]) == (2, True, 9)
     assert told["bytes"] < told["float_bytes"]
     plain = fine(bavit(*words, "--overwrite"))
     assert "was not measured: name labelled images with --data" in plain.stderr
