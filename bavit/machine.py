@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -43,3 +46,24 @@ class Machine:
         name = torch.cuda.get_device_name() if self.device == "cuda" else self.device
         threads = {"threads": str(torch.get_num_threads())} if self.device == "cpu" else {}
         return {"device": name, "precision": self.precision, **threads, "torch": str(torch.__version__)}
+
+
+def processor_name() -> str:
+    """What the processor of this machine calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:  # anywhere but on Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Within, torch computes with so many threads; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""The commands `bavit eval`, `bavit calibrate` and `bavit predict`."""
+"""The commands `bavit eval` and `bavit predict`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from cli.running import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bavit.background.calibrate import Calibration
     from bavit.background.figures import Evaluation, Group
     from bavit.background.model import BAViT
     from bavit.rows import Rows
@@ -83,8 +82,8 @@ def evaluate(
                 check_places(path, None)
         progress.stage("loading")
         model = load_model(run)
-        rows = _rows(model, shards, split)
-        place = _place(device, precision, batch_size, workers, compile_model=compile_model)
+        rows = rows_for(model, shards, split)
+        place = place_for(device, precision, batch_size, workers, compile_model=compile_model)
         found, predictions, kept = package.evaluate(
             model, rows, images, place, progress,
             threshold=threshold, refine_steps=refine, on_error=on_error.value,
@@ -106,64 +105,6 @@ def evaluate(
         for path in (html, png):
             if path is not None:
                 print_line(f"written: {path}")
-
-
-def calibrate(
-    context: typer.Context,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run; its config.json is changed.")],
-    shards: ShardsArgument,
-    sparsity: Annotated[float | None, typer.Option(help="Remove at least this share of tokens.")] = None,
-    fg_recall: Annotated[float | None, typer.Option(help="Keep at least this share of foreground tokens.")] = None,
-    macs: Annotated[
-        str | None,
-        typer.Option(help="Mean MACs of BAViT and YOLOS-tiny for an image at most, such as 8e9 or 8G."),
-    ] = None,
-    detector_size: Annotated[str, typer.Option(help="Input of the detector for --macs, HxW.")] = "512x512",
-    images: PicturesOption = None,
-    split: EvalSplitOption = None,
-    refine: RefineOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do not store the threshold.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    on_error: SkipOption = OnErrorName.raise_,
-    device: DeviceOption = DeviceName.auto,
-    precision: PlainPrecision = PrecisionName.full,
-    batch_size: BatchOption = 32,
-    workers: LoadersOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the threshold that meets a target on labelled images, and store it in the model's config."""
-    with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
-        from bavit.environment import require_extra
-
-        require_extra()
-        import msgspec
-
-        from bavit.background.calibrate import calibrate, store
-        from bavit.background.model import load_model
-        from bavit.background.predict import predict_rows
-        from bavit.background.targets import parse_target
-        from tokenlabels.errors import TokenLabelsError
-
-        if not run.is_dir():
-            raise TokenLabelsError(f"{run}: no such folder: calibrate the folder of a run, where the result is stored.")
-        progress.stage("loading")
-        model = load_model(run)
-        target = parse_target(sparsity, fg_recall, macs, bavit_macs=model.macs, detector_size=detector_size)
-        rows = _rows(model, shards, split)
-        place = _place(device, precision, batch_size, workers)
-        predictions, _ = predict_rows(model, rows, images, place, progress, on_error.value)
-        progress.stage("calibrating")
-        steps = model.refine_steps if refine is None else refine
-        found = calibrate(predictions, target, refine_steps=steps, seed=seed)
-        if not dry_run:
-            store(model, found, run)
-        progress.stop()
-        if as_json:
-            print_json(msgspec.to_builtins(found))
-            return
-        print_table(_calibration(found))
-        if not dry_run:
-            print_line(f"stored: {run / 'config.json'}")
 
 
 def predict(
@@ -203,17 +144,18 @@ def predict(
         progress.stage("loading")
         model = load_model(run)
         choice = Choice(threshold, refine, drop_specks, overlays=overlays, masks=masks)
-        truth = None if labels is None else _rows(model, labels, None, every=True)
-        place = _place(device, precision, batch_size, workers, compile_model=compile_model)
+        truth = None if labels is None else rows_for(model, labels, None, every=True)
+        place = place_for(device, precision, batch_size, workers, compile_model=compile_model)
         found = draw_predictions(model, picture_files(images), out, choice, place, truth, progress)
         progress.stop()
         if as_json:
             print_json(found)
         else:
-            print_table(_listed("predictions", found))
+            print_table(listed("predictions", found))
 
 
-def _rows(model: BAViT, shards: Location, split: list[str] | None, *, every: bool = False) -> Rows:
+def rows_for(model: BAViT, shards: Location, split: list[str] | None, *, every: bool = False) -> Rows:
+    """The rows of a build on a model's grid: of splits that are evaluated, or of every one."""
     from bavit.rows import read_rows
     from bavit.splits import evaluation_splits
     from tokenlabels.reader import open_build
@@ -224,9 +166,10 @@ def _rows(model: BAViT, shards: Location, split: list[str] | None, *, every: boo
     return read_rows(build, grid=grid, splits=splits, scores=False)
 
 
-def _place(
+def place_for(
     device: DeviceName, precision: PrecisionName, batch_size: int, workers: int | None, *, compile_model: bool = False
 ) -> Any:
+    """Where a model runs, of options."""
     from bavit.background.predict import Place
     from bavit.device import default_workers
 
@@ -259,10 +202,11 @@ def _overview(found: Evaluation, skipped: int) -> Table:
     }
     if not skipped:
         del told["left out"]
-    return _listed(f"at threshold {found.threshold:g}{steps}", told)
+    return listed(f"at threshold {found.threshold:g}{steps}", told)
 
 
-def _listed(title: str, values: dict[str, Any]) -> Table:
+def listed(title: str, values: dict[str, Any]) -> Table:
+    """A table of names and values."""
     from rich.table import Table
     from rich.text import Text
 
@@ -295,25 +239,6 @@ def _groups(found: Evaluation) -> Table:
         shares = (f"{group.objects:,}", f"{group.fg_recall:.2%}", f"{group.lost:,}", f"{group.lost_share:.2%}")
         table.add_row(Text(group.name), *shares, end_section=index + 1 == len(found.by_size))
     return table
-
-
-def _calibration(found: Calibration) -> Table:
-    percent = f"{found.confidence:.0%}"
-    exact = found.target == "macs"
-    low, high = (f"{value:.4g}" if exact else f"{value:.2%}" for value in (found.achieved_low, found.achieved_high))
-    return _listed(
-        f"{found.target} {found.value:g}",
-        {
-            "threshold": f"{found.threshold:.4f}",
-            f"{percent} interval of the threshold": f"{found.threshold_low:.4f} to {found.threshold_high:.4f}",
-            "achieved": f"{found.achieved:.4g}" if exact else f"{found.achieved:.2%}",
-            f"{percent} interval of what is achieved": f"{low} to {high}",
-            "sparsity": f"{found.sparsity:.2%}",
-            "FG recall": f"{found.fg_recall:.2%}",
-            "refinement steps": found.refine_steps,
-            "images": found.images,
-        },
-    )
 
 
 def _right(name: str) -> Any:

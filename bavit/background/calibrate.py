@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, floor
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from bavit.background.bootstrap import check_bootstrap, quantile, resampled_figures
 from bavit.background.confusion import share
 from bavit.background.critical import critical_probabilities
 from bavit.background.model import BAViT
@@ -26,16 +25,23 @@ from bavit.background.predictions import FOREGROUND, Predictions, check_predicti
 from bavit.background.targets import MacsTarget, RecallTarget, SparsityTarget, Target
 from tokenlabels.errors import ParameterError, TokenLabelsError
 
-__all__ = ["Calibration", "MacsTarget", "RecallTarget", "SparsityTarget", "Target", "calibrate", "store"]
+__all__ = [
+    "Calibration",
+    "Choice",
+    "MacsTarget",
+    "RecallTarget",
+    "SparsityTarget",
+    "Target",
+    "calibrate",
+    "choose",
+    "store",
+]
 
 STOPS = 129
 """Thresholds of a table."""
 
 _BLOCK_CELLS = 1 << 22
 """Tokens taken at a time."""
-
-_RESAMPLES = 64
-"""Resamples taken at a time."""
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -72,6 +78,18 @@ class Calibration(msgspec.Struct, frozen=True):
     fg_recall: float
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A threshold for a target, and its intervals; attributes as in `Calibration`."""
+
+    threshold: float
+    threshold_low: float
+    threshold_high: float
+    achieved: float
+    achieved_low: float
+    achieved_high: float
+
+
 def store(model: BAViT, found: Calibration, folder: Path) -> None:
     """Make a calibration the model's own: its threshold and steps, and where they come from, in `config.json`.
 
@@ -106,29 +124,60 @@ def calibrate(
         ParameterError: an argument out of range, or predictions that do not fit together.
         TokenLabelsError: no images, a probability that is none, or a target that no threshold meets.
     """
-    _check(refine_steps, confidence, resamples)
+    if refine_steps < 0:
+        raise ParameterError(f"a mask is refined in 0 or more steps, not {refine_steps}.")
     check_predictions(predictions)
     critical = critical_probabilities(predictions.background, refine_steps)
-    tokens = _Tokens(target, critical, predictions.labels)
-    stops = np.union1d(critical, np.zeros(1, np.float32))
-    threshold = tokens.solve(stops)
-    tail = (1 - confidence) / 2
-    thresholds, figures = _resampled(tokens, stops, threshold, tail, resamples, seed)
-    kept, foreground = critical <= threshold, predictions.labels == FOREGROUND
+    found = choose(target, critical, predictions.labels, confidence=confidence, resamples=resamples, seed=seed)
+    kept, foreground = critical <= np.float32(found.threshold), predictions.labels == FOREGROUND
     return Calibration(
         target=target.name,
         value=float(target.value),
-        threshold=float(threshold),
-        threshold_low=_quantile(thresholds, tail, "lower"),
-        threshold_high=_quantile(thresholds, 1 - tail, "higher"),
-        achieved=tokens.figure(threshold),
-        achieved_low=_quantile(figures, tail, "linear"),
-        achieved_high=_quantile(figures, 1 - tail, "linear"),
+        **asdict(found),
         confidence=float(confidence),
         images=len(critical),
         refine_steps=refine_steps,
         sparsity=share(kept.size - int(np.count_nonzero(kept)), kept.size),
         fg_recall=share(int(np.count_nonzero(kept & foreground)), int(np.count_nonzero(foreground))),
+    )
+
+
+def choose(
+    target: Target,
+    critical: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Choice:
+    """Choose the threshold that meets a target, of tokens whose critical probabilities are known.
+
+    Args:
+        target: says which threshold is chosen.
+        critical: float32 (n, rows, cols), see `critical.py`; infinity where an image has no token.
+        labels: uint8 of the same shape.
+        confidence: see `calibrate`, as the next two.
+        resamples: see above.
+        seed: see above.
+
+    Raises:
+        ParameterError: an argument out of range.
+        TokenLabelsError: no threshold meets the target.
+    """
+    check_bootstrap(confidence, resamples)
+    tokens = _Tokens(target, critical, labels)
+    stops = np.union1d(critical[np.isfinite(critical)], np.zeros(1, np.float32))
+    threshold = tokens.solve(stops)
+    tail = (1 - confidence) / 2
+    thresholds, figures = _resampled(tokens, stops, threshold, tail, resamples, seed)
+    return Choice(
+        threshold=float(threshold),
+        threshold_low=quantile(thresholds, tail, "lower"),
+        threshold_high=quantile(thresholds, 1 - tail, "higher"),
+        achieved=tokens.figure(threshold),
+        achieved_low=quantile(figures, tail, "linear"),
+        achieved_high=quantile(figures, 1 - tail, "linear"),
     )
 
 
@@ -234,14 +283,14 @@ def _resampled(
         float32 (resamples,), the threshold of each; float64 (resamples,), the figure of each at `threshold`.
     """
     chosen = _thinned(stops, threshold)
-    figures = _figures(*tokens.table(chosen), resamples, seed)
+    figures = resampled_figures(*tokens.table(chosen), resamples, seed)
     index = _solutions(tokens.target, figures)
     if len(chosen) < len(stops):  # once more, between the neighbours of the ends of the interval
-        first = max(int(_quantile(index, tail, "lower")) - 1, 0)
-        last = min(int(_quantile(index, 1 - tail, "higher")) + 1, len(chosen) - 1)
+        first = max(int(quantile(index, tail, "lower")) - 1, 0)
+        last = min(int(quantile(index, 1 - tail, "higher")) + 1, len(chosen) - 1)
         within = stops[np.searchsorted(stops, chosen[first]) : np.searchsorted(stops, chosen[last]) + 1]
         chosen = _thinned(within, threshold)
-        figures = _figures(*tokens.table(chosen), resamples, seed)
+        figures = resampled_figures(*tokens.table(chosen), resamples, seed)
         index = _solutions(tokens.target, figures)
     return chosen[index], figures[:, np.searchsorted(chosen, threshold)]
 
@@ -253,45 +302,9 @@ def _thinned(stops: NDArray[np.float32], threshold: np.float32) -> NDArray[np.fl
     return np.union1d(stops, threshold)
 
 
-def _figures(parts: NDArray[np.float64], wholes: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """float64 (resamples, k): the figure of each resample of n images, drawn with replacement, at k thresholds.
-
-    Args:
-        parts: float64 (n, k).
-        wholes: float64 (n,).
-    """
-    rng = np.random.default_rng(seed)
-    images = len(wholes)
-    found = np.zeros((resamples, parts.shape[1]), np.float64)
-    weights = np.empty((min(resamples, _RESAMPLES), images), np.float64)  # how often each image is drawn
-    for first in range(0, resamples, _RESAMPLES):
-        rows = found[first : first + _RESAMPLES]
-        used = weights[: len(rows)]
-        for weight in used:
-            weight[:] = np.bincount(rng.integers(0, images, images), minlength=images)
-        # By torch, for numpy's own threads take ten times as long where another process uses the cores.
-        sums = (torch.from_numpy(used) @ torch.from_numpy(parts)).numpy()
-        totals = (used * wholes).sum(axis=1, keepdims=True)
-        np.divide(sums, totals, out=rows, where=totals > 0)
-    return found
-
-
 def _solutions(target: Target, figures: NDArray[np.float64]) -> NDArray[np.int64]:
     """int64 (resamples,): index of the threshold that the target asks for, of figures (resamples, k)."""
     met = np.count_nonzero(target.met(figures), axis=1)
     last = figures.shape[1] - 1
     found: NDArray[np.int64] = np.clip(met - 1 if target.upper else last + 1 - met, 0, last).astype(np.int64)
     return found
-
-
-def _quantile(values: NDArray[Any], below: float, method: Literal["lower", "higher", "linear"]) -> float:
-    return float(np.quantile(values, below, method=method))
-
-
-def _check(refine_steps: int, confidence: float, resamples: int) -> None:
-    if refine_steps < 0:
-        raise ParameterError(f"a mask is refined in 0 or more steps, not {refine_steps}.")
-    if not 0 < confidence < 1:
-        raise ParameterError(f"the confidence of an interval lies between 0 and 1, {confidence} does not.")
-    if resamples < 1:
-        raise ParameterError(f"a bootstrap takes 1 or more resamples, not {resamples}.")

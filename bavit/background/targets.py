@@ -8,6 +8,7 @@ and the more is kept, the further it moves in one direction.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from tokenlabels.errors import ParameterError
 from tokenlabels.grid import PatchGrid
 
 _DETECTOR_PATCH = 16
-_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class Target(Protocol):
@@ -197,15 +198,19 @@ def parse_target(
     if fg_recall is not None:
         return RecallTarget(fg_recall)
     rows, cols = PatchGrid.parse(_DETECTOR_PATCH, detector_size).constant_shape or (0, 0)
-    return MacsTarget(_number(str(macs)), bavit_macs, rows, cols)
+    return MacsTarget(parse_macs(str(macs)), bavit_macs, rows, cols)
 
 
-def _number(text: str) -> float:
-    """A number with or without K, M, G or T behind it."""
-    unit = _UNITS.get(text[-1:].upper(), 1.0)
+def parse_macs(text: str) -> float:
+    """A number with or without K, M, G or T behind it, taken as written.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    unit = _UNITS.get(text[-1:].upper(), 1)
     try:
-        return float(text[:-1] if unit > 1 else text) * unit
-    except ValueError:
+        return float(Decimal(text[:-1] if unit > 1 else text) * unit)
+    except ArithmeticError:
         raise ParameterError(f"--macs {text!r} is no number: write 8e9, 8G or 500M.") from None
 
 

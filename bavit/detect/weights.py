@@ -26,6 +26,7 @@ from bavit.detect.hub_format import (
     unnamed,
 )
 from bavit.export.described import refuse_exported
+from bavit.parts import DETECTOR_FOLDER, check_part
 from bavit.weights import CONFIG_FILE, HUB_ID, WEIGHTS_FILE, fetch, read_pickled, read_safetensors
 from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
@@ -78,6 +79,8 @@ def read_detector(name: str | Path) -> tuple[YolosConfig, dict[str, Tensor]]:
     if path.is_file():
         return _read_original(path)
     if path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            check_part(path, DETECTOR_FOLDER)
         return _read_hub_format(partial(_held, path), path)
     if not HUB_ID.fullmatch(str(name)) or path.suffix in (".pth", ".pt"):
         raise TokenLabelsError(f"{name}: no such file or folder, and no OWNER/NAME of the Hugging Face hub.")

@@ -52,7 +52,7 @@ def to_onnx(graph: nn.Module, examples: Sequence[Tensor], described: Described, 
     """
     require_export()
     names = described.kind
-    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad(), _silent():
+    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad(), silent():
         warnings.simplefilter("ignore")  # torch's, about its own use of torch
         program = torch.onnx.export(
             graph,
@@ -201,7 +201,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """torch tells of every step it takes."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [each.level for each in loggers]

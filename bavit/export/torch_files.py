@@ -1,36 +1,24 @@
 """Files of `torch.export` (.pt2): written from a graph, and read with care.
 
-Such a file may hold pickles, expressions that are evaluated and names of any function of torch. Those that are written
-here hold none of the first, of the second only sizes, of the third only operators on tensors; others are not opened.
+What such a file may hold, and what of it is read, is told in `torch_check.py`.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
 from bavit.export.described import KEY, Described
-from bavit.export.onnx_files import Run
+from bavit.export.onnx_files import Run, silent
+from bavit.export.torch_check import StrangeError, cleaned
 from tokenlabels.errors import TokenLabelsError
-
-_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.\w+")
-_SIZE = re.compile(r"(?:Add|Mul|Integer|Symbol|positive|integer|True|'s\d+'|-?\d+|[(), =])*")
-_TENSORS = re.compile(r"data/(?:weights/weight|constants/tensor)_\d+")
-_CONFIGS = re.compile(r"data/(?:weights|constants)/model_\w+_config\.json")
-_PROGRAM = "models/model.json"
-_EMPTY = "data/sample_inputs/model.pt"
-_SMALL = {"archive_format", "archive_version", ".data/version", "byteorder", ".data/serialization_id", f"extra/{KEY}"}
-_MAX_JSON = 1 << 28
 
 
 def to_torch(graph: nn.Module, examples: Sequence[Tensor], described: Described) -> bytes:
@@ -63,21 +51,19 @@ def open_torch(file: Path | bytes) -> Run:
     """
     name = "the exported model" if isinstance(file, bytes) else str(file)
     try:
-        content = file if isinstance(file, bytes) else file.read_bytes()
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            strange = next(_strange(archive), None)
+        content = cleaned(file if isinstance(file, bytes) else file.read_bytes(), KEY)
+    except StrangeError as fault:
+        raise TokenLabelsError(
+            f"{name}: holds {str(fault)[:60]!r}, which `bavit export` does not write: not opened, export it again."
+        ) from None
     except OSError as fault:
         raise TokenLabelsError(f"{name}: cannot be read ({fault.strerror or 'unreadable'}).") from None
     except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, RecursionError, EOFError):
         raise TokenLabelsError(f"{name}: is no file of torch.export, or is cut short: export it again.") from None
-    if strange is not None:
-        raise TokenLabelsError(
-            f"{name}: holds {strange[:60]!r}, which `bavit export` does not write: not opened, export it again."
-        )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), silent():
             warnings.simplefilter("ignore")
-            module = torch.export.load(io.BytesIO(content)).module()
+            module = torch.export.load(io.BytesIO(content)).module(check_guards=False)
     except Exception as fault:  # noqa: BLE001  torch's faults about damaged programs are of any kind
         reason = str(fault).partition("\n")[0]
         raise TokenLabelsError(
@@ -90,33 +76,3 @@ def open_torch(file: Path | bytes) -> Run:
         return [found] if isinstance(found, Tensor) else list(found)
 
     return run
-
-
-def _strange(archive: zipfile.ZipFile) -> Iterator[str]:
-    """What an archive holds and `to_torch` does not write."""
-    for entry in archive.infolist():
-        name = entry.filename.partition("/")[2]
-        if (name == _EMPTY and not entry.file_size) or name in _SMALL or _TENSORS.fullmatch(name):
-            continue
-        if not (name == _PROGRAM or _CONFIGS.fullmatch(name)) or entry.file_size > _MAX_JSON:
-            yield entry.filename
-            continue
-        for key, value in _members(json.loads(archive.read(entry))):
-            if key == "use_pickle" and value is not False:
-                yield key
-            if key == "target" and not (isinstance(value, str) and _OPERATOR.fullmatch(value)):
-                yield str(value)
-            if key == "expr_str" and not (isinstance(value, str) and _SIZE.fullmatch(value)):
-                yield str(value)
-
-
-def _members(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every name and value in a JSON document, however deep."""
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            yield from each.items()
-            waiting += each.values()
-        elif isinstance(each, list):
-            waiting += each

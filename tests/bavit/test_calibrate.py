@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from bavit.background import bootstrap
 from bavit.background import calibrate as module
 from bavit.background.calibrate import Calibration, MacsTarget, RecallTarget, SparsityTarget, Target, calibrate
 from bavit.background.predictions import Predictions
@@ -166,7 +167,7 @@ def test_the_seed_decides(predictions_of: Any, monkeypatch: pytest.MonkeyPatch) 
     assert calibrate(predictions, target, seed=1) == first
     assert calibrate(predictions, target, seed=2) != first
     monkeypatch.setattr(module, "_BLOCK_CELLS", 100)
-    monkeypatch.setattr(module, "_RESAMPLES", 7)
+    monkeypatch.setattr(bootstrap, "_RESAMPLES", 7)
     assert calibrate(predictions, target, seed=1) == first
 
 
