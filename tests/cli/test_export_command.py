@@ -77,7 +77,9 @@ def test_a_saved_detector_becomes_a_program(bavit: Invoke, models: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_int8_tells_what_it_costs(bavit: Invoke, models: Path, build: Build, tmp_path: Path) -> None:
+def test_int8_tells_what_it_costs(
+    bavit: Invoke, models: Path, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     labels = tuple(category.name for category in build.categories)
     yolos = Yolos(replace(small_yolos().config, labels=labels))
@@ -90,6 +92,7 @@ def test_int8_tells_what_it_costs(bavit: Invoke, models: Path, build: Build, tmp
     assert told["drop"]["ap"] == told["figures"]["onnx"]["ap"] - told["figures"]["int8"]["ap"]
     assert (told["images"], told["quantised"], told["keep"]) == (2, True, 9)
     assert told["bytes"] < told["float_bytes"]
+    monkeypatch.setattr("bavit.export.exporting.export_models", lambda *_: told)
     plain = fine(bavit(*words, "--overwrite"))
     assert "was not measured: name labelled images with --data" in plain.stderr
     assert "written: " in plain.stdout
