@@ -31,13 +31,14 @@ BUCKET_WASTE = 0.1
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def ragged_attention(qkv: Tensor, lengths: Sequence[int], backend: Backend = "auto") -> Tensor:
+def ragged_attention(qkv: Tensor, lengths: Sequence[int], backend: Backend | Kernel = "auto") -> Tensor:
     """Softmax attention within each image, scaled by the square root of the head's dimension.
 
     Args:
         qkv: float (total, 3, heads, head_dim): queries, keys and values of packed tokens.
         lengths: tokens of each image, any of them may be 0; they sum to total.
-        backend: see the module; `auto` takes the best for the device, the dtype and the lengths.
+        backend: see the module; `auto` takes the best for the device, the dtype and the lengths. Or a function of `qkv`
+            and `lengths` that takes their place.
 
     Returns:
         float (total, heads, head_dim), of the dtype of `qkv`.
@@ -45,6 +46,8 @@ def ragged_attention(qkv: Tensor, lengths: Sequence[int], backend: Backend = "au
     Raises:
         ParameterError: an unknown backend, or one that cannot do this.
     """
+    if callable(backend):
+        return backend(qkv, lengths)
     name = pick_backend(backend, lengths, qkv)
     return _KERNELS[name](qkv, lengths)
 

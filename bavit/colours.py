@@ -8,6 +8,18 @@ from typing import TypeAlias
 Colour: TypeAlias = tuple[int, int, int]
 """Red, green and blue, 0..255."""
 
+LINES: tuple[tuple[str, str], ...] = (
+    ("#0b5f8f", "#67b7ea"),
+    ("#b84e00", "#f2a65a"),
+    ("#00745a", "#45c7a0"),
+    ("#8a3f86", "#d99ad6"),
+    ("#6b5a00", "#dfc74f"),
+    ("#b3133f", "#ff90a3"),
+    ("#4a5259", "#bcc3ca"),
+)
+"""Colours of lines in plots on light and on dark ground, in the order of Okabe and Ito's for the colour-blind, each
+dark or light enough to be read as text there."""
+
 _TONES = ((0.78, 0.92), (0.95, 0.75), (0.55, 1.0), (1.0, 0.62))
 """Saturation and brightness of neighbouring classes."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -105,6 +105,26 @@ def vit_macs(
     """
     linear = 4 * dim * dim + 2 * dim * int(dim * mlp_ratio)
     return (tokens * linear + tokens * tokens * (2 * dim)) * depth
+
+
+def block_macs(block: nn.Module, tokens: Tensor) -> Tensor:
+    """MACs of a block of timm's, measured by the layers it holds: of any width of attention, gated MLPs too.
+
+    Args:
+        block: one that `vit.run_block` knows.
+        tokens: int64 of any shape, all tokens of an image.
+
+    Returns:
+        int64 of the same shape.
+    """
+    attention: Any = block.attn
+    width: int = attention.proj.in_features
+    return tokens * linear_macs(block) + tokens * tokens * (2 * width)
+
+
+def linear_macs(module: nn.Module) -> int:
+    """MACs of all linear layers of a module for one token."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def background_vit(depth: int = 2, *, dim: int = 192, patch: tuple[int, int] = (16, 16)) -> VitShape:

@@ -14,6 +14,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from bavit.export.described import refuse_exported
 from bavit.weights import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_pickled, read_safetensors
 from tokenlabels.errors import TokenLabelsError
 
@@ -67,6 +68,7 @@ def read_vit(path: Path) -> VitWeights:
     Raises:
         TokenLabelsError: it cannot be read.
     """
+    refuse_exported(path)
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
         raise TokenLabelsError(f"{file}: no such file: --init takes imagenet, none, a run, or a file of weights.")

@@ -10,7 +10,10 @@ from cli.calibration import calibrate
 from cli.console import GroupedCommand, errors_reported, print_json, print_line, run_app
 from cli.detection import detect, sweep
 from cli.evaluation import evaluate, predict
+from cli.exporting import export
 from cli.finetuning import finetune
+from cli.joint import joint
+from cli.reporting import report
 from cli.segment import segment
 from cli.training import train
 from tokenlabels import __version__
@@ -66,6 +69,9 @@ app.command(cls=GroupedCommand)(predict)
 app.command(cls=GroupedCommand)(detect)
 app.command(cls=GroupedCommand)(sweep)
 app.command(cls=GroupedCommand)(finetune)
+app.command(cls=GroupedCommand)(export)
+app.command(cls=GroupedCommand)(joint)
+app.command(cls=GroupedCommand)(report)
 app.add_typer(segment, name="segment")
 
 

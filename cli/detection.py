@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.console import StderrProgress, errors_reported, print_json, print_line, print_table
+from cli.detection_tables import detections_table, stages_table, sweep_table
 from cli.options import PLACE, JsonOption, Location, OnErrorName, place
 from cli.running import (
     NOTHING_KEPT,
@@ -20,12 +22,17 @@ from cli.running import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from bavit.background.model import BAViT
     from bavit.detect.detect import Pictures
     from bavit.detect.ground_truth import DetectionSet
-    from bavit.detect.sweep_figures import Sweep
+    from tokenlabels.grid import PatchGrid
+
+
+class RuntimeName(StrEnum):
+    """What runs models."""
+
+    torch = "torch"
+    onnx = "onnx"
+
 
 DATA, PRUNING, STORE, MACHINE, TIMING = "Data", "What is kept", "What is written", "Machine", "Timing"
 _PIECES_KEPT = "finished parts are kept, run the same command again to go on"
@@ -36,6 +43,14 @@ DetectorArgument = Annotated[
         metavar="DETECTOR",
         help="Folder or hub id of a YOLOS (transformers format), a .pth of its authors, or random:tiny, random:small, "
         "random:base, random:small_dWr: random weights, for timing.",
+    ),
+]
+WithinDetector = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DETECTOR",
+        help="Behind a run: folder or hub id of a YOLOS (transformers format), a .pth of its authors, or random:tiny, "
+        "random:small, random:base, random:small_dWr: random weights, for timing.",
     ),
 ]
 FolderOption = Annotated[
@@ -76,8 +91,15 @@ DecodersOption = Annotated[
 
 def detect(
     context: typer.Context,
-    run: RunArgument,
-    detector: DetectorArgument,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a run or its hub id; or, instead of RUN and DETECTOR, the folder of a pruned detector, or "
+            "a file of bavit export: .onnx, .pt2.",
+        ),
+    ],
+    detector: WithinDetector = None,
     images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help="Images, or folders of images.")] = None,
     coco: Annotated[
         Location | None,
@@ -105,7 +127,10 @@ def detect(
         typer.Option(min=0, help="Keep at most so many patches, whatever the threshold.", rich_help_panel=PRUNING),
     ] = None,
     refine: StepsOption = None,
-    prune_after: AfterOption = 0,
+    prune_after: Annotated[
+        int | None,
+        typer.Option(min=0, help="Blocks of the detector that see all patches [default: 0].", rich_help_panel=PRUNING),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.", rich_help_panel=STORE)] = Path(
         "bavit-detections"
     ),
@@ -113,41 +138,51 @@ def detect(
         bool, typer.Option("--draw/--no-draw", help="Draw the boxes of each image.", rich_help_panel=STORE)
     ] = True,
     min_score: ScoreOption = 0.3,
+    runtime: Annotated[
+        RuntimeName | None,
+        typer.Option(help="What runs the models [default: torch, or what a file is for].", rich_help_panel=MACHINE),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU [default: torch's].", rich_help_panel=MACHINE)
+    ] = None,
     device: DeviceOption = DeviceName.auto,
     precision: PlainPrecision = PrecisionName.full,
     batch_size: BatchOption = 8,
     workers: DecodersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Detect objects in the foreground of images: a BAViT in front of a YOLOS."""
+    """Detect objects in the foreground of images: a BAViT in front of a YOLOS, or a file that was exported.
+
+    Pictures for onnxruntime and for exported files are stretched to the one size that these take.
+    """
     with errors_reported(debug=context.obj["debug"], interrupted=NOTHING_KEPT), StderrProgress() as progress:
         from bavit.environment import require_extra
 
         require_extra()
-        from bavit.background.model import load_model
-        from bavit.detect import detect as package
-        from bavit.detect.loading import load_detector
-        from bavit.detect.pruned import PrunedDetector
-        from bavit.detect.pruning import Pruning, steps_of
-        from bavit.machine import Machine
+        import torch
 
-        stays: dict[str, Any] = {"top_k": top_k, "sparsity": sparsity, "max_tokens": max_tokens}
-        Pruning(threshold, **stays, prune_after=prune_after)  # before anything is read
-        machine = Machine.pick(device.value, precision.value)
+        from bavit.detect import detect as package
+        from bavit.detect.opening import Place, Stays, is_whole, opening
+
+        stays = Stays(threshold, top_k, sparsity, max_tokens, refine, prune_after)  # before anything is read
+        if detector is not None and is_whole(run):
+            images = [Path(detector), *(images or [])]
+            detector = None
+        if threads is not None:
+            torch.set_num_threads(threads)
+        place = Place(device.value, precision.value, None if runtime is None else runtime.value, threads)
         progress.stage("loading")
-        model = load_model(run)
-        pictures = _pictures(model, images, coco, split, folder, limit, on_error, progress)
-        yolos = load_detector(detector, _classes(pictures.truth))
-        steps = steps_of(model) if refine is None else refine
-        found = PrunedDetector(model, yolos, threshold, **stays, refine_steps=steps, prune_after=prune_after)
+        found = opening(run, detector, stays, place, progress)
+        pictures = _pictures(found.grid, images, coco, split, folder, limit, on_error, progress)
         wish = package.Wish(batch_size, _threads(workers), draw, min_score)
-        told = package.detect(found, pictures, wish, machine, out, progress)
+        ready = found.open(_classes(pictures.truth))
+        told = package.detect(ready, pictures, wish, found.machine, out, progress)
         progress.stop()
         if as_json:
-            print_json(told | {"out": str(out)})
+            print_json(told | ({} if found.budget is None else {"budget": found.budget}) | {"out": str(out)})
             return
-        print_table(_told(told, min_score))
-        print_table(_stages(told["milliseconds"]))
+        print_table(detections_table(told, min_score, found.budget))
+        print_table(stages_table(told["milliseconds"]))
         print_line(f"written: {told['results']}" + (f", drawings in {out}" if draw else ""))
 
 
@@ -235,12 +270,12 @@ def sweep(
             return
         for note in swept.sweep.setting.notes:
             progress.note(note)
-        print_table(_rows(swept.sweep))
+        print_table(sweep_table(swept.sweep))
         print_line(f"written: {', '.join(map(str, written))}")
 
 
 def _pictures(
-    model: BAViT,
+    grid: PatchGrid,
     images: list[Path] | None,
     coco: Location | None,
     split: list[str] | None,
@@ -263,7 +298,7 @@ def _pictures(
     assert coco is not None
     return Pictures.of_set(
         open_detection_set(
-            coco, grid=model.grid, splits=split, images=folder, limit=limit, on_error=on_error.value, progress=progress
+            coco, grid=grid, splits=split, images=folder, limit=limit, on_error=on_error.value, progress=progress
         )
     )
 
@@ -276,78 +311,3 @@ def _threads(workers: int | None) -> int:
     from bavit.device import default_workers
 
     return default_workers() if workers is None else workers
-
-
-def _told(found: dict[str, Any], min_score: float) -> Table:
-    from rich.table import Table
-
-    table = Table("detections", "")
-    told = {
-        "images": f"{found['images']:,}",
-        f"boxes of a score of at least {min_score:g}": f"{found['boxes']:,}",
-        "sparsity": f"{found['sparsity']:.2%}",
-        "patches kept of an image": f"{found['kept_patches']:,.1f}",
-        "tokens: BAViT + detector": f"{found['tokens_bavit']:,.0f} + {found['tokens_pruned']:,.0f}",
-        "tokens of the dense detector": f"{found['tokens_detector']:,.0f}",
-        "tokens saved": f"{found['reduction']:.2%}",
-        "MACs": f"{found['macs'] / 1e9:.3f} G",
-        "MACs of the dense detector": f"{found['macs_dense'] / 1e9:.3f} G",
-    }
-    told |= {name.upper(): f"{100 * found[name]:.1f}" for name in ("ap", "ap50", "ap75") if name in found}
-    for name, value in told.items():
-        table.add_row(name, value)
-    return table
-
-
-def _stages(milliseconds: dict[str, float]) -> Table:
-    from rich.table import Table
-
-    table = Table("stage", _right("ms an image"), _right("share"))
-    total = sum(milliseconds.values())
-    for name, value in milliseconds.items():
-        table.add_row(name, f"{value:,.2f}", f"{value / max(total, 1e-9):.1%}")
-    return table
-
-
-def _rows(found: Sweep) -> Table:
-    from rich.table import Table
-
-    from bavit.detect.sweep_figures import MASK_NAMES
-
-    heads = (
-        "threshold", "sparsity", "AP", "AP50", "tokens saved", "GMAC", "latency ms", "images/s", "speed-up", "ideal",
-        "memory MB",
-    )  # fmt: skip
-    table = Table("masks", *map(_right, heads))
-    dense = found.dense
-    table.add_row(
-        "dense", "", _percent(0.0), _points(dense.ap), _points(dense.ap50), "", f"{dense.macs / 1e9:.2f}",
-        f"{dense.latency_ms:,.1f}", f"{dense.throughput:,.2f}", "", "", _megabytes(dense.peak_memory_mb),
-        end_section=True,
-    )  # fmt: skip
-    for index, row in enumerate(found.rows):
-        last = index + 1 == len(found.rows) or found.rows[index + 1].mask != row.mask
-        table.add_row(
-            MASK_NAMES[row.mask], f"{row.threshold:g}", _percent(row.sparsity), _points(row.ap), _points(row.ap50),
-            _percent(row.reduction), f"{row.macs / 1e9:.2f}", f"{row.latency_ms:,.1f}", f"{row.throughput:,.2f}",
-            f"{row.speedup:.2f}x", f"{row.speedup_ideal:.2f}x", _megabytes(row.peak_memory_mb), end_section=last,
-        )  # fmt: skip
-    return table
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _megabytes(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
-def _right(name: str) -> Any:
-    from rich.table import Column
-
-    return Column(name, justify="right")

@@ -16,7 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bavit.background.refine import refine
+from bavit.export.described import refuse_exported
 from bavit.flops import background_vit
+from bavit.parts import BAVIT_FOLDER, check_part
 from bavit.pictures import Picture, several_pictures
 from bavit.ragged import RaggedTokens
 from bavit.vit import run_block
@@ -129,8 +131,12 @@ class BAViT(
 
     def background(self, pixels: Tensor) -> Tensor:
         """float32 (B, rows, cols): the probability that a patch is background; shapes as in `forward`."""
-        logits: Tensor = self(pixels).float()
-        return torch.sigmoid(logits[..., 0] - logits[..., 1]).reshape(-1, *self.shape)
+        return self.background_of(self(pixels))
+
+    def background_of(self, logits: Tensor) -> Tensor:
+        """float32 (B, rows, cols): the probability that a patch is background, of logits as `forward` gives them."""
+        margin = logits[..., 0].float() - logits[..., 1].float()
+        return torch.sigmoid(margin).reshape(-1, *self.shape)
 
     def kept(self, pixels: Tensor) -> Tensor:
         """bool (B, rows, cols): the tokens to keep, by `threshold` and `refine_steps`; shapes as in `forward`."""
@@ -236,6 +242,7 @@ def load_model(name: str | Path) -> BAViT:
     Raises:
         TokenLabelsError: there is no such model, or its files are damaged.
     """
+    refuse_exported(name)
     folder = Path(name)
     local = folder.exists()
     if not local and not HUB_ID.fullmatch(str(name)):
@@ -245,6 +252,7 @@ def load_model(name: str | Path) -> BAViT:
     if local:
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / file).is_file():
+                check_part(folder, BAVIT_FOLDER)
                 raise TokenLabelsError(f"{folder / file}: no such file: name the folder of a finished bavit run.")
         _check_config(folder / CONFIG_FILE)
     try:

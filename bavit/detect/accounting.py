@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bavit.detect.config import YolosConfig
-from bavit.flops import yolos
 from tokenlabels.errors import ParameterError
 
 _ROUNDING = Fraction(1, 10**9)
@@ -116,6 +115,8 @@ def detector_macs(
         raise ParameterError(f"{kept} patches cannot be kept of {patches}.")
     if not 0 <= prune_after < config.depth:
         raise ParameterError(f"prune after layer {prune_after}: it is 0 to {config.depth - 1}.")
+    from bavit.flops import yolos  # which loads torch; tokens are counted without
+
     shape = yolos(
         config.depth,
         dim=config.dim,

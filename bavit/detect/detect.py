@@ -1,4 +1,4 @@
-"""A pruned detector over pictures: what it finds, as COCO's results file and drawn, and what it costs."""
+"""A detector over pictures: what it finds, as COCO's results file and drawn, and what it costs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bavit.detect.accounting import detector_macs
 from bavit.detect.coco import Detections
+from bavit.detect.detector import Detector, mean_cost
 from bavit.detect.draw import MIN_SCORE, draw_detection, found_boxes
 from bavit.detect.evaluate import check_classes, evaluate_detections, flat_detections
 from bavit.detect.ground_truth import DetectionSet
-from bavit.detect.pruned import Detection, PrunedDetector, StageTimes
+from bavit.detect.pruned import Detection, StageTimes
 from bavit.detect.results import as_written, write_results
-from bavit.detect.sweep_rows import count_tokens
 from bavit.machine import Machine
 from bavit.outputs import make_folder, result_names
 from bavit.pictures import open_picture
@@ -81,21 +80,21 @@ class Wish:
 
 
 def detect(
-    detector: PrunedDetector, pictures: Pictures, wish: Wish, machine: Machine, out: Path, progress: Progress
+    detector: Detector, pictures: Pictures, wish: Wish, machine: Machine, out: Path, progress: Progress
 ) -> dict[str, Any]:
     """Detect, and write `detections.json` and drawings into a folder.
 
     Args:
-        detector: the detector, with a BAViT; moved to the machine's device.
+        detector: the detector, where it is to run.
         pictures: what to detect in, at least one.
         wish: how, and what is written.
-        machine: where.
+        machine: its device, and the precision.
         out: folder for the results.
         progress: told about every picture.
 
     Returns:
-        `images`; `boxes` of at least `min_score`; `sparsity`, `kept_patches` and tokens as in `SweepRow`; `macs` and
-        `macs_dense`; `milliseconds` of an image by stage; `images_per_second` of all stages but drawing; of a set with
+        `images`; `boxes` of at least `min_score`; `runtime` and `provider` of the detector; what `mean_cost` gives;
+        `milliseconds` of an image by stage; `images_per_second` of all stages but drawing; of a set with
         ground truth also COCO's figures, `ap` and so on; `results`, the file.
 
     Raises:
@@ -104,13 +103,12 @@ def detect(
         OutputError: the folder cannot be written.
         TokenLabelsError: the weights are damaged.
     """
-    truth, config = pictures.truth, detector.yolos.config
+    truth, config = pictures.truth, detector.config
     if truth is not None:
         check_classes(truth, config, progress)
     make_folder(out, pictures.files)
     (out / RESULTS_FILE).unlink(missing_ok=True)  # results of an earlier run do not belong to new drawings
     drawings = [out / f"{name}-detections.png" for name in result_names([Path(name) for name in pictures.names])]
-    detector = detector.to(machine.device)
     times = StageTimes()
     found: list[Detection] = []
     progress.stage("detecting", len(pictures.names))
@@ -132,7 +130,7 @@ def detect(
 
 
 def _batches(
-    detector: PrunedDetector, pictures: Pictures, wish: Wish, machine: Machine, times: StageTimes
+    detector: Detector, pictures: Pictures, wish: Wish, machine: Machine, times: StageTimes
 ) -> Iterator[tuple[int, list[Image.Image], list[Detection]]]:
     """Number of the first picture, pictures and detections of each batch."""
     for first in range(0, len(pictures.names), wish.batch_size):
@@ -152,8 +150,8 @@ def _check(found: Detection, name: str) -> None:
         raise TokenLabelsError(f"{name}: the detector answers with what is no number: its weights are damaged.")
 
 
-def _draw(detector: PrunedDetector, picture: Image.Image, found: Detection, min_score: float, path: Path) -> None:
-    boxes = found_boxes(found, detector.yolos.config.labels, min_score)
+def _draw(detector: Detector, picture: Image.Image, found: Detection, min_score: float, path: Path) -> None:
+    boxes = found_boxes(found, detector.config.labels, min_score)
     save_png(draw_detection(picture, found.keep.numpy(), boxes), path)
 
 
@@ -168,27 +166,18 @@ def _flat(found: Sequence[Detection]) -> Detections:
     )
 
 
-def _scores(truth: DetectionSet, found: Sequence[Detection], detector: PrunedDetector) -> dict[str, Any]:
+def _scores(truth: DetectionSet, found: Sequence[Detection], detector: Detector) -> dict[str, Any]:
     """COCO's figures; none where the images hold no objects."""
     if not truth.rows.has_objects:
         return {}
-    figures = msgspec.structs.asdict(evaluate_detections(truth, found, detector.yolos.config))
+    figures = msgspec.structs.asdict(evaluate_detections(truth, found, detector.config))
     return {name: value for name, value in figures.items() if name.startswith(("ap", "ar"))}
 
 
-def _cost(detector: PrunedDetector, found: Sequence[Detection]) -> dict[str, Any]:
-    assert detector.bavit is not None
+def _cost(detector: Detector, found: Sequence[Detection]) -> dict[str, Any]:
     kept = np.array([int(each.keep.sum()) for each in found], np.int64)
     patches = np.array([each.keep.numel() for each in found], np.int64)
-    after, config = detector.pruning.prune_after, detector.yolos.config
-    macs = detector.bavit.macs + float(detector_macs(config, kept, patches, prune_after=after).mean())
-    return {
-        "sparsity": float(1 - kept.sum() / patches.sum()),
-        "kept_patches": float(kept.mean()),
-        **count_tokens(detector.bavit, detector.yolos, kept, patches, after),
-        "macs": macs,
-        "macs_dense": float(detector_macs(config, patches, patches).mean()),
-    }
+    return {"runtime": detector.runtime, "provider": detector.provider, **mean_cost(detector, kept, patches)}
 
 
 def _times(times: StageTimes, wish: Wish) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from bavit.background.model import BAViT, load_model
 from bavit.detect.accounting import detector_macs
+from bavit.detect.answering import Answering
+from bavit.detect.distil import Teacher, distillation_loss
 from bavit.detect.evaluate import evaluate_detections
 from bavit.detect.finetune_settings import FinetuneSettings
 from bavit.detect.ground_truth import DetectionSet
@@ -32,10 +33,9 @@ from bavit.detect.samples import (
     common_size,
 )
 from bavit.detect.start import start_of
-from bavit.detect.yolos import Yolos
+from bavit.detect.yolos import Yolos, YolosOutput
 from bavit.pictures import PictureError, PictureReader
 from bavit.plots import BLUE, ORANGE
-from bavit.ragged import RaggedTokens
 from bavit.rows import Rows
 from bavit.training.curves import Panel, draw_run
 from bavit.training.learner import Learner, Task
@@ -62,48 +62,18 @@ def finetune(task: Task, settings: FinetuneSettings, given: dict[str, Any], prog
     return fit(DetectionLearner(task, settings), given, progress)
 
 
-class Answering(nn.Module):
-    """A detector that answers after its last blocks, not only the last one.
-
-    Args:
-        yolos: the detector.
-        auxiliary: blocks before the last.
-        prune_after: blocks that see all patches.
-        guided: patches answer, too, halfway through the blocks.
-    """
-
-    def __init__(self, yolos: Yolos, auxiliary: int, prune_after: int, *, guided: bool) -> None:
-        super().__init__()
-        self.yolos, self._answers, self._prune_after = yolos, 1 + auxiliary, prune_after
-        self._guided_after = max(yolos.config.depth // 2, prune_after) if guided else -1
-
-    def forward(self, pixels: Tensor | list[Tensor], keep: list[Tensor] | None) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Logits (..., K + 1) and boxes (..., 4) of each answer: (B, T), the last block's last; first those of patches.
-
-        Patches are (patches kept in all,), image after image; they are there only where they are guided.
-        """
-        found = []
-        answers: deque[RaggedTokens] = deque(maxlen=self._answers)
-        for index, tokens in enumerate(self.yolos.blocks(pixels, keep, prune_after=self._prune_after)):
-            if index == self._guided_after:
-                patches = [image[1 : -self.yolos.config.detection_tokens] for image in tokens.images()]
-                found.append(self.yolos.answer(torch.cat(patches)))
-            answers.append(tokens)
-        found += [self.yolos.read(tokens) for tokens in answers]
-        return tuple((answer.logits, answer.boxes) for answer in found)
-
-
 class DetectionLearner(Learner[DetectionBatch]):
     """Learns classes and boxes of objects from those patches that are kept.
 
     Raises:
         ParameterError: data and settings that contradict each other.
-        TokenLabelsError: the detector or the BAViT cannot be read.
+        TokenLabelsError: the detector, the BAViT or the teacher cannot be read.
     """
 
     settings: FinetuneSettings
     command = "finetune"
-    counts = 6  # images; the parts of the loss, of each; patches, and those removed
+    counts = 7  # images; the parts of the loss, of each; patches, and those removed; distillation, of each image
+    judged_counts = 0  # numbers that `tried` adds up
     collate = staticmethod(collate_detections)
 
     def __init__(self, task: Task, settings: FinetuneSettings) -> None:
@@ -124,8 +94,14 @@ class DetectionLearner(Learner[DetectionBatch]):
         self.bavit: BAViT | None = None
         if settings.bavit is not None:
             self.bavit = load_model(settings.bavit).eval().requires_grad_(False)
+        self.teacher = self._teacher()
         factor = settings.head_lr if settings.head_lr is not None else 10.0 if self.start.note else 1.0
         self.lr_factors = {"class_embed": factor}
+
+    def _teacher(self) -> Teacher | None:
+        """What is distilled from, or None."""
+        name = self.settings.teacher_name
+        return Teacher(name, self.start.config) if name else None
 
     def digest(self) -> str:
         """Of objects, too."""
@@ -137,11 +113,14 @@ class DetectionLearner(Learner[DetectionBatch]):
         return found.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """The weights of the BAViT, too: those in its folder may have been replaced."""
+        """The weights of BAViT and teacher, too: those in their folders may have been replaced."""
         found = hashlib.sha256()
         for value in self.bavit.state_dict().values() if self.bavit else ():
             found.update(value.numpy().tobytes())
-        return super().identity() | {"weights of the BAViT": found.hexdigest()[:16] if self.bavit else None}
+        return super().identity() | {
+            "weights of the BAViT": found.hexdigest()[:16] if self.bavit else None,
+            "weights of the teacher": self.teacher.digest if self.teacher else None,
+        }
 
     def data(self) -> tuple[DetectionImages, DetectionImages]:
         task, settings, config = self.task, self.settings, self.start.config
@@ -164,6 +143,9 @@ class DetectionLearner(Learner[DetectionBatch]):
 
     def initialize(self, model: nn.Module) -> None:
         assert isinstance(model, Yolos)
+        self.initialize_detector(model)
+
+    def initialize_detector(self, model: Yolos) -> None:
         if self.start.state is not None:
             load_weights(model, self.start.state, self.start.source)
             return
@@ -190,11 +172,31 @@ class DetectionLearner(Learner[DetectionBatch]):
             nothing = 0 * torch.stack([value.sum() for answer in answers for value in answer]).sum()
             return nothing, images, [images] * self.counts
         keep = self.masks(batch)
-        answers = model(self.pixels(batch), keep)
+        total, counts = self.detection_cost(model(self.pixels(batch), keep), batch, keep, done)
+        return total * images, images, counts
+
+    def detection_cost(
+        self, answers: Sequence[tuple[Tensor, Tensor]], batch: DetectionBatch, keep: list[Tensor] | None, done: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the answers to a batch cost, its mean, and what `trained` counts of them.
+
+        Args:
+            answers: see `Answering`.
+            batch: at least one picture.
+            keep: bool (rows_i, cols_i) of each image, or None.
+            done: share of all steps that are done.
+        """
+        images = torch.tensor(float(len(batch.used)), device=batch.values.device)
         found = set_loss(answers[1:] if self.settings.guides else answers, *batch.targets)
         total = found.total + (self._guides(answers, batch, keep, done) if self.settings.guides else 0)
+        distilled = torch.zeros_like(images)
+        if self.teacher is not None:
+            wanted = self.teacher.answer(batch.pixels, images.device)
+            distilled = distillation_loss(answers[-1], wanted, self.settings.distil_temperature)
+            total = total + self.settings.distil_weight * distilled
         patches, kept = _patches(batch, keep)
-        return total * images, images, [images, *(part * images for part in found[1:]), patches, patches - kept]
+        parts = [part * images for part in found[1:]]
+        return total, [images, *parts, patches, patches - kept, distilled.detach() * images]
 
     def _guides(
         self, answers: Sequence[tuple[Tensor, Tensor]], batch: DetectionBatch, keep: list[Tensor] | None, done: float
@@ -224,40 +226,53 @@ class DetectionLearner(Learner[DetectionBatch]):
         """Inputs of the detector, normalised."""
         return normalise(batch.pixels, self.start.config, batch.values.device)
 
-    @torch.no_grad()
     def masks(self, batch: DetectionBatch) -> list[Tensor] | None:
         """bool (rows_i, cols_i) of each image, None where all patches of all are kept."""
         if self.bavit is None or batch.small is None:
             return batch.keep
         bavit = self.bavit.to(batch.small.device)
-        with torch.autocast(batch.small.device.type, enabled=False):
-            background = bavit.background(bavit.normalise(batch.small))
-        if not bool(background.isfinite().all()):
+        return self.kept(batch, bavit, self.logits(batch.small, bavit))
+
+    @torch.no_grad()
+    def logits(self, small: Tensor, bavit: BAViT) -> Tensor:
+        """Logits of a BAViT for its inputs, uint8 (b, 3, h, w).
+
+        Raises:
+            TokenLabelsError: they are no numbers.
+        """
+        with torch.autocast(small.device.type, enabled=False):
+            found: Tensor = bavit(bavit.normalise(small))
+        if not bool(found.isfinite().all()):
             raise TokenLabelsError(f"{self.settings.bavit}: answers with what is no number: its weights are damaged.")
-        return self.settings.pruning.masks(background, bavit.grid, batch.sizes, batch.grids, bavit.threshold)
+        return found
+
+    def kept(self, batch: DetectionBatch, bavit: BAViT, logits: Tensor) -> list[Tensor]:
+        """What the logits of a BAViT make of a batch: bool (rows_i, cols_i) of each image."""
+        pruning, background = self.settings.pruning, bavit.background_of(logits)
+        return pruning.masks(background, bavit.grid, batch.sizes, batch.grids, bavit.threshold)
 
     def trained(self, counts: Sequence[float]) -> dict[str, float]:
-        images, classes, l1, giou, patches, removed = counts
+        images, classes, l1, giou, patches, removed, distilled = counts
         names = {"train_class": classes, "train_l1": l1, "train_giou": giou}
         shares = {name: value / max(images, 1) for name, value in names.items()}
         shares["train_loss"] = weighted(*shares.values())  # without what auxiliary answers cost, as in validation
+        if self.teacher is not None:
+            shares["train_distil"] = distilled / max(images, 1)
         return shares | {"train_sparsity": removed / max(patches, 1)}
 
     def validated(self, model: nn.Module, run: TrainingRun) -> dict[str, float]:
-        assert isinstance(model, Yolos)
         epoch = run.state.epoch + 1
         if epoch % self.settings.val_every and epoch != self.settings.epochs:
             return {}
-        sums = torch.zeros(4, dtype=run.exact, device=run.fabric.device)
+        sums = torch.zeros(4 + self.judged_counts, dtype=run.exact, device=run.fabric.device)
         mine: dict[int, Detection] = {}
         for batch in run.val_batches():
             if not batch.used:
                 continue
-            keep = self.masks(batch)
-            output = model(self.pixels(batch), keep, prune_after=self.settings.pruning.prune_after)
+            output, keep, judged = self.tried(model, batch)
             images = torch.tensor(float(len(batch.used)), device=sums.device)
             loss = set_loss([(output.logits, output.boxes)], *batch.targets).total
-            sums += torch.stack([loss * images, images, *_patches(batch, keep)]).to(run.exact)
+            sums += torch.stack([loss * images, images, *_patches(batch, keep), *judged]).to(run.exact)
             found = detections(output, keep, batch.grids, batch.sizes)
             mine |= zip(batch.used, map(Detection.cpu, found), strict=True)
         every = {row: each for part in run.gathered(mine) for row, each in part.items()}
@@ -265,14 +280,24 @@ class DetectionLearner(Learner[DetectionBatch]):
             raise PictureError(
                 f"{self.task.out}: no picture to validate on could be used: is --val-images the right folder?"
             )
-        loss, images, patches, kept = run.over_ranks(sums).tolist()
-        scores = evaluate_detections(self._val_set(sorted(every)), [every[row] for row in sorted(every)], model.config)
+        loss, images, patches, kept, *added = run.over_ranks(sums).tolist()
+        chosen = [every[row] for row in sorted(every)]
+        scores = evaluate_detections(self._val_set(sorted(every)), chosen, self.start.config)
         return {
             "val_loss": loss / images,
             "val_ap": scores.ap,
             "val_ap50": scores.ap50,
             "val_sparsity": 1 - kept / patches,
-        }
+        } | self.judgement(images, added)
+
+    def tried(self, model: nn.Module, batch: DetectionBatch) -> tuple[YolosOutput, list[Tensor] | None, list[Tensor]]:
+        """What a model in evaluation mode makes of a batch: boxes, masks, and `judged_counts` numbers to add up."""
+        keep = self.masks(batch)
+        return model(self.pixels(batch), keep, prune_after=self.settings.pruning.prune_after), keep, []
+
+    def judgement(self, images: float, judged: Sequence[float]) -> dict[str, float]:  # noqa: ARG002  there are none
+        """Figures of those numbers."""
+        return {}
 
     def _val_set(self, rows: Sequence[int]) -> DetectionSet:
         chosen = np.zeros(len(self.task.val), np.bool_)

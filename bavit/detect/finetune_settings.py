@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from bavit.augment import Augmentation
 from bavit.detect.config import MAX_SIDE, SIZES
@@ -76,6 +76,9 @@ class FinetuneSettings(RunSettings):
         shortest_edge: of the detector's input from now on, None: as it has it.
         longest_edge: likewise; None: in the same proportion to the other.
         val_every: epochs from one validation to the next; the last is always validated.
+        teacher: a detector that sees all patches and is learned from, see `distil.py`; None: there is none.
+        distil: weight of what is learned from it beside the set loss; None: 1.
+        distil_temperature: of its classes.
     """
 
     epochs: int = 10
@@ -96,6 +99,19 @@ class FinetuneSettings(RunSettings):
     shortest_edge: int | None = None
     longest_edge: int | None = None
     val_every: int = 1
+    teacher: str | None = None
+    distil: float | None = None
+    distil_temperature: float = 1.0
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The detector that is learned from."""
+        return self.teacher
+
+    @property
+    def distil_weight(self) -> float:
+        """Weight of what is learned from the teacher."""
+        return 1.0 if self.distil is None else self.distil
 
     @classmethod
     def make(
@@ -108,7 +124,7 @@ class FinetuneSettings(RunSettings):
         size: Sequence[int] | None = None,
         edges: Sequence[int] = (),
         **chosen: Any,
-    ) -> FinetuneSettings:
+    ) -> Self:
         """Check and complete what a person chooses; None: as the recipe has it.
 
         Args:
@@ -156,10 +172,14 @@ class FinetuneSettings(RunSettings):
             ("--auxiliary", self.auxiliary, 0, _ALL),
             ("--head-lr", 1 if self.head_lr is None else self.head_lr, 0, 1000),
             ("--val-every", self.val_every, 1, 1_000_000),
+            ("--distil", self.distil_weight, 0, 1000),
+            ("--distil-temperature", self.distil_temperature, 0.01, 1000),
             *(("the edge", side, 1, MAX_SIDE) for side in sides),
             *(("--size", side, 1, MAX_SIDE) for side in self.size or ()),
         )
         check_word("--size-name", self.new.size_name, SIZES)
+        if self.distil and self.teacher_name is None:
+            raise ParameterError("--distil learns from a detector that sees all patches: name one with --teacher.")
         if self.detector != "none" and self.new != _NEW:
             raise ParameterError("--size-name, --dim and the like are of a new detector: use --detector none for one.")
         if self.masks == "bavit" and not self.bavit:

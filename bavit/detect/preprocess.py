@@ -62,6 +62,22 @@ def preprocess(
     return normalise([_resized(as_tensor(image), config) for image in several_pictures(images)], config, device)
 
 
+def stretched(images: Sequence[Picture], config: YolosConfig, size: tuple[int, int]) -> Tensor:
+    """Pictures resized as `preprocess` does it, but all to one size, whatever shape they have.
+
+    Args:
+        images: one or several, see `preprocess`.
+        config: mean and std.
+        size: (H, W).
+
+    Returns:
+        float32 (B, 3, H, W), on the CPU.
+    """
+    found = normalise([resize(as_tensor(image), size) for image in images], config, "cpu")
+    assert isinstance(found, Tensor)
+    return found
+
+
 def normalise(images: Sequence[Tensor], config: YolosConfig, device: torch.device | str) -> Tensor | list[Tensor]:
     """(3, H_i, W_i) of 0 to 255 as `preprocess` returns them."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from bavit.attention import Backend
 from bavit.background.model import BAViT, load_model
+from bavit.detect.adaptive import AdaptiveThreshold
+from bavit.detect.config import YolosConfig
 from bavit.detect.pruning import Pruning, Size
 from bavit.detect.saved import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, Saved, read_saved, write_saved
 from bavit.detect.yolos import Yolos, YolosOutput
@@ -77,6 +79,7 @@ class PrunedDetector(nn.Module):
         max_tokens: see above.
         refine_steps: see above.
         prune_after: see above.
+        adaptive: gives every image a threshold of its own, where neither threshold nor top_k nor sparsity is given.
         backend: of attention, see `attention.py`.
 
     Attributes:
@@ -89,6 +92,7 @@ class PrunedDetector(nn.Module):
 
     bavit: BAViT | None
     yolos: Yolos
+    adaptive: AdaptiveThreshold | None
     budget: dict[str, Any] | None = None
 
     def __init__(
@@ -102,14 +106,25 @@ class PrunedDetector(nn.Module):
         max_tokens: int | None = None,
         refine_steps: int = 3,
         prune_after: int = 0,
+        adaptive: AdaptiveThreshold | None = None,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        self.bavit, self.yolos, self.backend = bavit, yolos, backend
-        self.pruning = Pruning(threshold, top_k, sparsity, max_tokens, refine_steps, prune_after)
-        if prune_after >= yolos.config.depth:
-            raise ParameterError(f"prune_after {prune_after}: the detector has {yolos.config.depth} blocks.")
+        self.bavit, self.yolos, self.adaptive, self.backend = bavit, yolos, adaptive, backend
+        self.prune(Pruning(threshold, top_k, sparsity, max_tokens, refine_steps, prune_after))
         self.eval()
+
+    def prune(self, pruning: Pruning) -> None:
+        """From now on let other patches stay.
+
+        Raises:
+            ParameterError: the detector has fewer blocks.
+        """
+        if pruning.prune_after >= self.yolos.config.depth:
+            raise ParameterError(
+                f"prune_after {pruning.prune_after}: the detector has {self.yolos.config.depth} blocks."
+            )
+        self.pruning = pruning
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -121,15 +136,16 @@ class PrunedDetector(nn.Module):
         place = Path(folder)
         saved = read_saved(place)
         bavit, yolos = load_model(place / BAVIT_FOLDER), Yolos.from_pretrained(place / DETECTOR_FOLDER)
+        adaptive = None if saved.adaptive is None else AdaptiveThreshold.from_pretrained(place, saved.adaptive)
         try:
-            found = cls(bavit, yolos, **asdict(saved.pruning))
+            found = cls(bavit, yolos, **asdict(saved.pruning), adaptive=adaptive)
         except ParameterError as fault:
             raise TokenLabelsError(f"{place / PRUNED_FILE}: does not fit the detector ({fault})") from None
         found.budget = saved.budget
         return found
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write both models and how many patches stay, see `saved.py`.
+        """Write the models and how many patches stay, see `saved.py`.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -141,7 +157,37 @@ class PrunedDetector(nn.Module):
         (place / PRUNED_FILE).unlink(missing_ok=True)  # until all is there, nothing looks finished
         self.bavit.save_pretrained(place / BAVIT_FOLDER)
         self.yolos.save_pretrained(place / DETECTOR_FOLDER)
-        write_saved(place, Saved(self.pruning, self.budget))
+        if self.adaptive is not None:
+            self.adaptive.save_pretrained(place)
+        write_saved(place, Saved(self.pruning, self.budget, None if self.adaptive is None else self.adaptive.config))
+
+    @property
+    def config(self) -> YolosConfig:
+        """Of the detector."""
+        return self.yolos.config
+
+    @property
+    def prune_after(self) -> int:
+        """Blocks of the detector that see all patches."""
+        return self.pruning.prune_after
+
+    @property
+    def mask_macs(self) -> int:
+        """Multiply-accumulates of what decides which patches of an image stay."""
+        if self.bavit is None:
+            return 0
+        learned = self.adaptive.macs if self.adaptive is not None and self.pruning.by_threshold else 0
+        return self.bavit.macs + learned
+
+    @property
+    def runtime(self) -> str:
+        """What runs it."""
+        return "torch"
+
+    @property
+    def provider(self) -> str:
+        """The device it is on."""
+        return self.yolos.backbone.cls_token.device.type
 
     @torch.inference_mode()
     def forward(self, images: Picture | Sequence[Picture], times: StageTimes | None = None) -> list[Detection]:
@@ -208,9 +254,24 @@ class PrunedDetector(nn.Module):
         """What is kept: bool (rows, cols) of each image, None where nothing of an image, or of any, is removed."""
         assert self.bavit is not None
         shapes = [self.yolos.backbone.grid_of(image) for image in pixels]
-        kept = self.pruning.masks(background, self.bavit.grid, sizes, shapes, self.bavit.threshold)
+        kept = self.pruning.masks(background, self.bavit.grid, sizes, shapes, self.thresholds(background))
         found = [None if bool(mask.all()) else mask for mask in kept]
         return None if all(mask is None for mask in found) else found
+
+    def thresholds(self, background: Tensor) -> float | Tensor:
+        """Above which background a patch is removed: the one that was given, else learned ones, else BAViT's own.
+
+        Args:
+            background: float (B, r, c), probability of background on BAViT's grid.
+
+        Returns:
+            One of all images, or float32 (B,), with gradients to what was learned.
+        """
+        assert self.bavit is not None
+        if self.adaptive is not None and self.pruning.by_threshold:
+            found: Tensor = self.adaptive(background)
+            return found
+        return self.bavit.threshold if self.pruning.threshold is None else self.pruning.threshold
 
 
 def detections(

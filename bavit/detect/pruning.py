@@ -29,7 +29,8 @@ class Pruning:
     """How many patches stay. At most one of threshold, top_k and sparsity; max_tokens may come on top.
 
     Attributes:
-        threshold: a patch is removed where its background probability is greater; None: the BAViT model's own.
+        threshold: a patch is removed where its background probability is greater; None: the BAViT model's own, or a
+            learned one of each image.
         top_k: so many patches of the detector's grid stay in every image.
         sparsity: this share of the patches of every image is removed.
         max_tokens: of what stays by `threshold` at most so many patches of an image, the most certain foreground.
@@ -67,7 +68,12 @@ class Pruning:
             raise ParameterError(f"{self.refine_steps} steps of refinement: it is 0 to {MAX_REFINE_STEPS}.")
 
     def masks(
-        self, background: Tensor, grid: PatchGrid, sizes: Sequence[Size], shapes: Sequence[Size], default: float
+        self,
+        background: Tensor,
+        grid: PatchGrid,
+        sizes: Sequence[Size],
+        shapes: Sequence[Size],
+        default: float | Tensor,
     ) -> list[Tensor]:
         """What is kept of images.
 
@@ -76,18 +82,26 @@ class Pruning:
             grid: BAViT's.
             sizes: (width, height) of each image, source pixels.
             shapes: (rows, cols) of each image on the detector's grid.
-            default: the threshold where none is given.
+            default: the threshold where none is given; or float (B,), one of each image.
 
         Returns:
             bool (rows_i, cols_i) of each image, on the device of `background`.
         """
         threshold = default if self.threshold is None else self.threshold
         if self.top_k is None and self.sparsity is None and self.max_tokens is None:
-            return carry(refine(background <= threshold, self.refine_steps), grid, sizes, shapes)
+            limit = threshold.to(background)[:, None, None] if isinstance(threshold, Tensor) else threshold
+            return carry(refine(background <= limit, self.refine_steps), grid, sizes, shapes)
         probabilities = background.float().cpu().numpy()
         critical = torch.from_numpy(critical_probabilities(probabilities, self.refine_steps))
         carried = carry(critical, grid, sizes, shapes)
-        return [self._ranked(values.numpy(), threshold).to(background.device) for values in carried]
+        limits = threshold.tolist() if isinstance(threshold, Tensor) else [threshold] * len(carried)
+        ranked = [self._ranked(values.numpy(), limit) for values, limit in zip(carried, limits, strict=True)]
+        return [mask.to(background.device) for mask in ranked]
+
+    @property
+    def by_threshold(self) -> bool:
+        """No number says how many patches stay: that is for a threshold from elsewhere."""
+        return self.threshold is None and self.top_k is None and self.sparsity is None
 
     def _ranked(self, critical: np.ndarray, threshold: float) -> Tensor:
         """The patches of one image with the smallest critical thresholds; of equals those further up and left."""

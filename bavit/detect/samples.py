@@ -51,6 +51,7 @@ class View:
         sparsity: share of patches that `random` removes.
         small: the grid of the BAViT, or None.
         augmentation: None: pictures as evaluation sees them.
+        labels: samples hold the labels of the patches, on the grid of the rows.
     """
 
     patch: int
@@ -61,6 +62,7 @@ class View:
     sparsity: float = 0.0
     small: PatchGrid | None = None
     augmentation: Augmentation | None = None
+    labels: bool = False
 
     def input_size(self, width: int, height: int, edge: int) -> Size:
         """(H, W) of the input of a picture."""
@@ -77,6 +79,7 @@ class DetectionSample:
         grid: (rows, cols) of its patches.
         small: uint8 (3, h, w), that of the BAViT, or None.
         keep: bool (rows, cols), or None.
+        labels: uint8 (r, c), those of the patches, or None.
         size: (width, height) of the picture before it was resized.
         boxes: float32 (n, 4), centre x, centre y, width, height in 0..1.
         classes: int64 (n,).
@@ -88,6 +91,7 @@ class DetectionSample:
     grid: Size = (0, 0)
     small: Tensor | None = None
     keep: Tensor | None = None
+    labels: Tensor | None = None
     size: Size = (0, 0)
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -108,6 +112,7 @@ class DetectionBatch:
         values: uint8, all inputs.
         small: uint8 (b, 3, h, w), inputs of the BAViT, or None.
         kept: bool, all masks, or None.
+        labels: uint8 (b, r * c), those of the patches, or None.
         boxes: float32 (objects, 4).
         classes: int64 (objects,).
         faults: row -> what is wrong with its picture.
@@ -122,6 +127,7 @@ class DetectionBatch:
     values: Tensor
     small: Tensor | None
     kept: Tensor | None
+    labels: Tensor | None
     boxes: Tensor
     classes: Tensor
     faults: Mapping[int, str]
@@ -159,6 +165,7 @@ class DetectionBatch:
             values=change(self.values),
             small=None if self.small is None else change(self.small),
             kept=None if self.kept is None else change(self.kept),
+            labels=None if self.labels is None else change(self.labels),
             boxes=change(self.boxes),
             classes=change(self.classes),
         )
@@ -187,7 +194,7 @@ class DetectionImages(Dataset[DetectionSample]):
                 f"{rows.folder} holds resized pictures (--embed-size), and a detector has an input size of its own: "
                 "name the folder of the images with --images."
             )
-        if view.augmentation and view.masks == "labels":
+        if view.augmentation and (view.labels or view.masks == "labels"):
             view.augmentation.check(rows, resized=False)
         self._classes, self._seed = classes, seed
 
@@ -217,6 +224,7 @@ class DetectionImages(Dataset[DetectionSample]):
             grid,
             None if view.small is None else as_tensor(model_input(picture, view.small)),
             self._keep(row, window, grid, rng, flip=flip),
+            self._labels(row, window, flip=flip) if view.labels else None,
             picture.size,
             boxes,
             classes,
@@ -230,13 +238,16 @@ class DetectionImages(Dataset[DetectionSample]):
             return torch.from_numpy(kept.reshape(shape))
         if self.view.masks != "labels":
             return None
+        stays = self._labels(row, window, flip=flip) > 0
+        return carry(stays[None], self.rows.grid, [(window.width, window.height)], [shape])[0]
+
+    def _labels(self, row: int, window: Window, *, flip: bool) -> Tensor:
+        """uint8 (r, c): those of the part of a picture, as a build of it would have them."""
         rows = self.rows
-        size = int(rows.widths[row]), int(rows.heights[row])
         labels = rows.labels[row]
-        if (window.width, window.height) != size:
+        if (window.width, window.height) != (int(rows.widths[row]), int(rows.heights[row])):
             labels, _ = crop_labels(rows.records(row), window, rows.grid, rows.header.spec)
-        stays = torch.from_numpy(np.ascontiguousarray(labels[:, ::-1] if flip else labels)) > 0
-        return carry(stays[None], rows.grid, [(window.width, window.height)], [shape])[0]
+        return torch.from_numpy(np.ascontiguousarray(labels[:, ::-1] if flip else labels))
 
 
 def collate_detections(samples: Sequence[DetectionSample]) -> DetectionBatch:
@@ -244,6 +255,7 @@ def collate_detections(samples: Sequence[DetectionSample]) -> DetectionBatch:
     used = [sample for sample in samples if sample.fault is None]
     small = [sample.small for sample in used if sample.small is not None]
     kept = [sample.keep.flatten() for sample in used if sample.keep is not None]
+    labels = [sample.labels.flatten() for sample in used if sample.labels is not None]
     return DetectionBatch(
         rows=torch.tensor([sample.row for sample in samples]),
         used=tuple(sample.row for sample in used),
@@ -254,6 +266,7 @@ def collate_detections(samples: Sequence[DetectionSample]) -> DetectionBatch:
         values=torch.cat([torch.empty(0, dtype=torch.uint8), *(sample.pixels.flatten() for sample in used)]),
         small=torch.stack(small) if small else None,
         kept=torch.cat(kept) if kept else None,
+        labels=torch.stack(labels) if labels else None,
         boxes=torch.from_numpy(np.concatenate([np.zeros((0, 4), np.float32), *(each.boxes for each in used)])),
         classes=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(each.classes for each in used)])),
         faults={sample.row: sample.fault for sample in samples if sample.fault is not None},

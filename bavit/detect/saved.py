@@ -1,8 +1,9 @@
 """A pruned detector in a folder: both models, and how many patches stay.
 
-pruned.json   what is said here; written last, so that a folder without it is not finished
-bavit/        the BAViT, as `BAViT.save_pretrained` writes it
-detector/     the YOLOS, in transformers' format
+pruned.json            what is said here; written last, so that a folder without it is not finished
+bavit/                 the BAViT, as `BAViT.save_pretrained` writes it
+detector/              the YOLOS, in transformers' format
+adaptive.safetensors   a learned threshold, where pruned.json has its config
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Any
 
 import msgspec
 
+from bavit.detect.adaptive import AdaptiveConfig
 from bavit.detect.pruning import Pruning
+from bavit.parts import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, is_saved
 from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
 
-PRUNED_FILE = "pruned.json"
-BAVIT_FOLDER, DETECTOR_FOLDER = "bavit", "detector"
+__all__ = ["BAVIT_FOLDER", "DETECTOR_FOLDER", "PRUNED_FILE", "Saved", "is_saved", "read_saved", "write_saved"]
 
 _FORMAT = 1
 
@@ -28,17 +30,14 @@ class Saved(msgspec.Struct, frozen=True):
     Attributes:
         pruning: how many patches stay.
         budget: what was asked for and found when that was chosen, see `bavit calibrate --detector`; None: it was not.
+        adaptive: what the learned threshold is made of, see `adaptive.py`; None: there is none.
         format: version of the file.
     """
 
     pruning: Pruning
     budget: dict[str, Any] | None = None
+    adaptive: AdaptiveConfig | None = None
     format: int = _FORMAT
-
-
-def is_saved(folder: str | Path) -> bool:
-    """Whether a folder holds a finished pruned detector."""
-    return (Path(folder) / PRUNED_FILE).is_file()
 
 
 def write_saved(folder: Path, saved: Saved) -> None:

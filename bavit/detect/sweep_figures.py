@@ -142,6 +142,7 @@ class Setting(msgspec.Struct, frozen=True):
         scores: masks from the labels are made from overlap scores; else from the labels alone, whatever the threshold.
         environment: device, precision, threads, versions.
         notes: what a reader should know.
+        standing_tokens: CLS and detection tokens, which no pruning removes; None in sweeps of before these were told.
     """
 
     bavit: str
@@ -161,6 +162,7 @@ class Setting(msgspec.Struct, frozen=True):
     scores: bool
     environment: dict[str, str]
     notes: list[str]
+    standing_tokens: int | None = None
 
 
 class Sweep(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""A sweep as files: JSON, CSV, PNG and HTML."""
+"""A sweep as files: JSON, CSV, PNG and HTML, and the pictures that its page shows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bavit.detect.sweep_page import write_sweep_page
 from bavit.detect.sweep_plot import draw_sweep
 from bavit.detect.sweep_samples import samples
 from bavit.detect.yolos import Yolos
+from bavit.gallery import keep_samples
 from bavit.sweep_cache import SweepCache
 from tokenlabels.progress import Progress
 
@@ -27,7 +28,7 @@ def write_sweep(
     before: Sweep | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write `sweep.json`, `sweep.csv`, `sweep.png` and `sweep.html`, and take away what a killed sweep would need.
+    """Write `sweep.json`, `.csv`, `.png`, `.html` and `samples/`, and take away what a killed sweep would need.
 
     Args:
         swept: what is written.
@@ -58,5 +59,6 @@ def write_sweep(
         draw_sweep(swept.sweep, out / "sweep.png", before=before),
         write_sweep_page(swept.sweep, out / "sweep.html", title=title, samples=shown),
     ]
+    keep_samples(shown, out / "samples")
     SweepCache.finish(out)
     return written

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bavit.background.model import BAViT
 from bavit.detect.accounting import detector_macs
 from bavit.detect.coco import Scores
+from bavit.detect.config import YolosConfig
 from bavit.detect.ground_truth import DetectionSet
 from bavit.detect.loading import is_random
 from bavit.detect.sweep_figures import Dense, MaskSource, Setting, Sweep, SweepRow
@@ -125,7 +126,7 @@ def _row(
 ) -> SweepRow:  # fmt: skip
     mask, threshold = setting
     kept, patches = found.kept[number], found.patches
-    tokens = count_tokens(bavit, yolos, kept, patches, prune_after)
+    tokens = count_tokens(bavit, yolos.config, kept, patches, prune_after)
     macs = bavit.macs + float(detector_macs(yolos.config, kept, patches, prune_after=prune_after).mean())
     macs_dense = float(detector_macs(yolos.config, patches, patches).mean())
     ours, dense = times.of_mask[mask], times.of_mask["dense"]
@@ -161,15 +162,19 @@ def _row(
 
 
 def count_tokens(
-    bavit: BAViT, yolos: Yolos, kept: NDArray[np.int64], patches: NDArray[np.int64], prune_after: int = 0
+    bavit: BAViT | None,
+    config: YolosConfig,
+    kept: NDArray[np.int64],
+    patches: NDArray[np.int64],
+    prune_after: int = 0,
 ) -> dict[str, float]:
     """Patch tokens of an image, once for each block they pass, as the BAViT paper's Table 2: means over images.
 
     For images of one size it is `accounting.token_reduction` of the mean sparsity, but not rounded.
 
     Args:
-        bavit: its grid and depth.
-        yolos: its depth.
+        bavit: its grid and depth; None: there is none.
+        config: depth of the detector.
         kept: int64 (n,), patches kept of each image.
         patches: int64 (n,), patches there are.
         prune_after: blocks that see all patches.
@@ -177,10 +182,10 @@ def count_tokens(
     Returns:
         `tokens_bavit`, `tokens_detector`, `tokens_pruned`, `tokens_total` and `reduction`, as in `SweepRow`.
     """
-    depth = yolos.config.depth
+    depth = config.depth
     whole = depth * float(patches.mean())
     pruned = prune_after * float(patches.mean()) + (depth - prune_after) * float(kept.mean())
-    own = float(bavit.depth * bavit.shape[0] * bavit.shape[1])
+    own = 0.0 if bavit is None else float(bavit.depth * bavit.shape[0] * bavit.shape[1])
     return {
         "tokens_bavit": own,
         "tokens_detector": whole,
@@ -227,4 +232,5 @@ def _setting(
         scores=data.rows.scores is not None,
         environment=machine.describe(),
         notes=notes,
+        standing_tokens=1 + yolos.config.detection_tokens,
     )

@@ -25,6 +25,8 @@ from bavit.detect.hub_format import (
     to_hub_names,
     unnamed,
 )
+from bavit.export.described import refuse_exported
+from bavit.parts import DETECTOR_FOLDER, check_part
 from bavit.weights import CONFIG_FILE, HUB_ID, WEIGHTS_FILE, fetch, read_pickled, read_safetensors
 from tokenlabels.atomic import write_atomically
 from tokenlabels.errors import ParameterError, TokenLabelsError
@@ -72,10 +74,13 @@ def read_detector(name: str | Path) -> tuple[YolosConfig, dict[str, Tensor]]:
     Raises:
         TokenLabelsError: there is no such model, its files are damaged or contradict each other, or it is no YOLOS.
     """
+    refuse_exported(name)
     path = Path(name)
     if path.is_file():
         return _read_original(path)
     if path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            check_part(path, DETECTOR_FOLDER)
         return _read_hub_format(partial(_held, path), path)
     if not HUB_ID.fullmatch(str(name)) or path.suffix in (".pth", ".pt"):
         raise TokenLabelsError(f"{name}: no such file or folder, and no OWNER/NAME of the Hugging Face hub.")

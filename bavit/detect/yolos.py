@@ -18,10 +18,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from bavit.attention import Backend
+from bavit.attention import Backend, Kernel
 from bavit.detect.config import YolosConfig
 from bavit.detect.preprocess import preprocess
 from bavit.detect.weights import read_detector, write_detector
+from bavit.patches import embed_kept
 from bavit.pictures import Picture
 from bavit.ragged import RaggedTokens, pack, scatter
 from bavit.vit import run_block
@@ -158,9 +159,9 @@ class Yolos(nn.Module):
         keep: Tensor | Sequence[Tensor | None] | None = None,
         *,
         prune_after: int = 0,
-        backend: Backend = "auto",
+        backend: Backend | Kernel = "auto",
     ) -> Iterator[RaggedTokens]:
-        """The tokens after each block, in turn; arguments and faults as of `forward`."""
+        """The tokens after each block, in turn; arguments and faults as of `forward` and `ragged_attention`."""
         if not 0 <= prune_after < self.config.depth:
             raise ParameterError(f"prune after layer {prune_after}: it is 0 to {self.config.depth - 1}.")
         images, masks = self._checked(pixels, keep)
@@ -245,7 +246,7 @@ class Backbone(nn.Module):
         return height // patch, width // patch
 
     def run(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor | None], prune_after: int, backend: Backend
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None], prune_after: int, backend: Backend | Kernel
     ) -> Iterator[RaggedTokens]:
         """The tokens after each block.
 
@@ -285,17 +286,10 @@ class Backbone(nn.Module):
                 patches = self.patch_embed(pixels) + positions
                 parts: Sequence[Tensor] = patches.unbind(0)
             else:
-                kept = self._kept(pixels, mask) + positions[mask.flatten(1).nonzero()[:, 1]]
+                kept = embed_kept(self.patch_embed.proj, pixels, mask) + positions[mask.flatten(1).nonzero()[:, 1]]
                 parts = torch.split(kept, mask.flatten(1).sum(1).tolist())
             sequences += [torch.cat([first.to(part.dtype), part, last.to(part.dtype)]) for part in parts]
         return pack(sequences)
-
-    def _kept(self, pixels: Tensor, mask: Tensor) -> Tensor:
-        """Embeddings (kept, dim) of the kept patches alone."""
-        (batch, rows, cols), patch = mask.shape, self.config.patch
-        cells = pixels.reshape(batch, 3, rows, patch, cols, patch).permute(0, 2, 4, 1, 3, 5)
-        weight = self.patch_embed.proj.weight.flatten(1)
-        return nn.functional.linear(cells[mask].flatten(1), weight, self.patch_embed.proj.bias)
 
     def _mid(
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None], grids: Sequence[tuple[int, int]]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers.attention import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
+from bavit.flops import block_macs
 from bavit.segment.heads import AtmHead, FcnHead
 from bavit.segment.model import Segmenter, SegmenterOutput
 
@@ -79,21 +79,9 @@ def blocks_macs(model: Segmenter, tokens: Tensor) -> NDArray[np.int64]:
     """MACs of the blocks alone, int64 (n,), of n pictures whose blocks saw `tokens` int64 (n, depth)."""
     total = torch.zeros(len(tokens), dtype=torch.int64)
     for number, block in enumerate(model.backbone.blocks):
-        seen = tokens[:, number].cpu()
-        total += seen * _linear(block) + seen * seen * (2 * _attention_width(block))
+        total += block_macs(block, tokens[:, number].cpu())
     return total.numpy()
 
 
 def _embedding(model: Segmenter) -> int:
     return int(model.backbone.patch_embed.proj.weight.numel())
-
-
-def _linear(block: nn.Module) -> int:
-    """MACs of the linear layers of a block for one token."""
-    return sum(layer.weight.numel() for layer in block.modules() if isinstance(layer, nn.Linear))
-
-
-def _attention_width(block: nn.Module) -> int:
-    """Width of queries over all heads."""
-    found = next(layer for layer in block.modules() if isinstance(layer, Attention))
-    return int(found.num_heads * found.head_dim)

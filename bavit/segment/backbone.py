@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeAlias
+from typing import Any
 
 import timm
 from timm.layers.attention import Attention
@@ -11,10 +11,9 @@ from timm.layers.format import Format
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from bavit.plain_vit.supported import Colour, stated_normalisation
 from bavit.segment.config import HALF, BackboneShape
 from tokenlabels.errors import ParameterError, TokenLabelsError
-
-Colour: TypeAlias = tuple[float, float, float]
 
 
 def make_backbone(
@@ -104,6 +103,4 @@ def embed(vit: VisionTransformer, pixels: Tensor) -> Tensor:
 
 def normalisation(vit: VisionTransformer) -> tuple[Colour, Colour]:
     """Mean and std that its weights were trained with; 0.5 each where timm does not say."""
-    known = getattr(vit, "pretrained_cfg", None) or {}
-    mean, std = (tuple(known.get(name) or HALF) for name in ("mean", "std"))
-    return (mean, std) if len(mean) == len(std) == 3 else (HALF, HALF)
+    return stated_normalisation(vit) or (HALF, HALF)

@@ -12,6 +12,7 @@ import msgspec
 from safetensors.torch import save
 from torch import Tensor
 
+from bavit.export.described import refuse_exported
 from bavit.segment.config import SegmenterConfig
 from bavit.weights import CONFIG_FILE, HUB_ID, WEIGHTS_FILE, fetch, read_safetensors
 from tokenlabels.atomic import write_atomically
@@ -30,6 +31,7 @@ def read_segmenter(name: str | Path) -> tuple[SegmenterConfig, dict[str, Tensor]
     Raises:
         TokenLabelsError: there is no such model, its files are damaged, or it is of another kind.
     """
+    refuse_exported(name)
     folder = Path(name)
     if folder.is_file():
         raise TokenLabelsError(f"{folder}: is a file: name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}.")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenlabels.storage import Location
 
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-_MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json")
+_MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json", "pruned.json", "adaptive.safetensors")
 """What `save_pretrained` of any model writes."""
 
 _FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, *_MODEL_FILES)

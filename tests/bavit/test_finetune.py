@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,19 +11,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+from watched import Notes, StopAt, named
 
 import tokenlabels
 from bavit import BAViT
 from bavit.augment import Augmentation, Window
 from bavit.data import Key
+from bavit.detect.answering import Answering
 from bavit.detect.config import YolosConfig
-from bavit.detect.finetune import Answering, DetectionLearner, finetune
+from bavit.detect.finetune import DetectionLearner, finetune
 from bavit.detect.finetune_settings import FinetuneSettings
 from bavit.detect.loss import set_loss
 from bavit.detect.pruned import PrunedDetector
@@ -89,28 +89,6 @@ def drawn(build: Build, rows: Rows, tmp_path: Path) -> Task:
 @pytest.fixture
 def task(drawn: Task, undrawn: None) -> Task:
     return drawn
-
-
-class StopAt(Silent):
-    """Sends a signal to this process after so many steps."""
-
-    def __init__(self, step: int, number: int) -> None:
-        self._left, self._number = step, number
-
-    def advance(self, steps: int) -> None:
-        self._left -= steps
-        if self._left == 0:
-            os.kill(os.getpid(), self._number)
-
-
-class Notes(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def answers(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -385,13 +363,6 @@ def test_a_detector_goes_on_where_it_was(task: Task, tmp_path: Path) -> None:
         finetune(second, FinetuneSettings.make(**chosen | {"precision": "32"} | options), {}, Silent())
         for name, value in load_file(task.out / "model.safetensors").items():
             assert torch.equal(value, load_file(second.out / "model.safetensors")[name]), name
-
-
-def named(rows: Rows, *names: str) -> Rows:
-    """The same objects, their categories called otherwise."""
-    changed = [msgspec.structs.replace(entry, name=name) for entry, name in zip(rows.categories, names, strict=False)]
-    table = (*changed, *rows.categories[len(names) :])
-    return replace(rows, header=msgspec.structs.replace(rows.header, categories=table))
 
 
 def test_a_class_head_is_fitted_to_the_data(rows: Rows, tmp_path: Path) -> None:

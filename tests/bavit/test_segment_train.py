@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from segment_builds import masks_of, semantic
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn.functional import interpolate
+from watched import Notes, StopAt
 
 import tokenlabels
 from bavit.pictures import PictureReader
@@ -77,28 +77,6 @@ def learn(
         return train(chosen, (table, table), SegmentSettings.make(**given), given, progress or Silent())
 
     return run
-
-
-class StopAt(Silent):
-    """Sends a signal to this process after so many steps."""
-
-    def __init__(self, step: int, number: int) -> None:
-        self._left, self._number = step, number
-
-    def advance(self, steps: int) -> None:
-        self._left -= steps
-        if self._left == 0:
-            os.kill(os.getpid(), self._number)
-
-
-class Notes(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -130,12 +130,12 @@ class TestFigures:
 
     def test_tokens_are_the_papers_where_images_have_one_size(self, bavit: BAViT, yolos: Yolos) -> None:
         kept, patches = np.array([10, 30, 20]), np.array([40, 40, 40])
-        found = count_tokens(bavit, yolos, kept, patches)
+        found = count_tokens(bavit, yolos.config, kept, patches)
         paper = token_reduction(0.5, patches=40, depth=2, bavit_patches=36, bavit_depth=1)
         assert found["tokens_pruned"] == paper.tokens_pruned
         assert found["tokens_total"] == paper.tokens_total
         assert found["reduction"] == pytest.approx(paper.reduction)
-        later = count_tokens(bavit, yolos, kept, patches, prune_after=1)
+        later = count_tokens(bavit, yolos.config, kept, patches, prune_after=1)
         assert later["tokens_pruned"] == 40 + 20
 
     def test_times_and_memory_are_there_and_agree(self, swept: tuple[Swept, Path]) -> None:

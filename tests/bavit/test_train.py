@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from watched import Notes, StopAt
 
 import tokenlabels
 from bavit import BAViT
@@ -95,18 +95,6 @@ def same(one: Path, other: Path) -> bool:
         and figures[0] == figures[1]
         and torch.equal(first.sums, second.sums)
     )
-
-
-class StopAt(Silent):
-    """Sends a signal to this process after so many steps."""
-
-    def __init__(self, step: int, number: int) -> None:
-        self._left, self._number = step, number
-
-    def advance(self, steps: int) -> None:
-        self._left -= steps
-        if self._left == 0:
-            os.kill(os.getpid(), self._number)
 
 
 def test_a_run_leaves_a_model_figures_and_curves(task: Task, whole: Path) -> None:
@@ -259,16 +247,6 @@ def test_no_usable_picture_at_all_is_no_training(task: Task, whole: Path, tmp_pa
             train(outside, settings, {}, Silent())
     with pytest.raises(PictureError, match="no picture to validate on"):
         train(changed(outside, images=None), settings, {}, Silent())
-
-
-class Notes(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def test_doubtful_validation_is_told(task: Task, sample_root: Path, tmp_path: Path) -> None:
