@@ -19,8 +19,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders or files of results: sweeps, training runs, saved pruned detectors, evaluations, JSON of "
-            "benchmarks; or folders of such.",
+            help="Folders or files of results: sweeps, training runs, saved pruned detectors, evaluations, exported "
+            "files, JSON of benchmarks; or folders of such.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),

@@ -28,7 +28,7 @@ def write_results(folder: Path, *, text: str = "scenes val") -> Path:
     keep_samples(shown, folder / "before" / "samples")
     write(folder / "eval.json", msgspec.to_builtins(make_evaluation(categories=(text, "cup"))))
     write_training(folder / "bavit", {"depth": 2, "recipe": text}, {"val_accuracy": 0.9, "val_balanced_accuracy": 0.85})
-    write_training(folder / "detector", {"detector": text, "recipe": "scratch"}, {"val_ap": 0.55})
+    write_training(folder / "detector", {"detector": text, "recipe": "scratch"}, {"val_ap": 0.55, "val_gmacs": 6.5})
     write_training(folder / "segmenter", {"exit_after": [6, 8]}, {"val_miou": 0.7}, command="segment train")
     pruning = {"threshold": 0.4, "top_k": None, "refine_steps": 3}
     budget = {

@@ -14,8 +14,8 @@ from bavit.detect.pruning import Pruning, steps_of
 from bavit.plain_vit.supported import Grid
 from tokenlabels.errors import ParameterError, TokenLabelsError
 
-PixelPolicy: TypeAlias = Callable[[Tensor, Grid], Tensor]
-"""(pixels float (batch, channels, H, W), (rows, cols)) -> keep, bool (batch, rows, cols)."""
+PixelPolicy: TypeAlias = Callable[[Tensor], Tensor]
+"""pixels float (batch, channels, H, W), whole patches -> keep, bool (batch, rows, cols)."""
 
 
 class TokenPolicy(nn.Module):

@@ -35,7 +35,7 @@ from tokenlabels.errors import ParameterError
 
 def prune(
     model: nn.Module,
-    policy: PixelPolicy | TokenPolicy | BAViT | None = None,
+    policy: PixelPolicy | BackgroundPolicy | TokenPolicy | BAViT | None = None,
     *,
     after: int = 0,
     backend: Backend = "auto",
@@ -46,9 +46,9 @@ def prune(
 
     Args:
         model: `VisionTransformer`, `VisionTransformerDistilled` or `Eva` of timm, with any pooling but `prr`.
-        policy: which patches stay. A function or module of pixels, see `PixelPolicy`; a `TokenPolicy`; a `BAViT`, which
-            stands for a `BackgroundPolicy` with the normalisation that the model states. None: those that a call says,
-            else all.
+        policy: which patches stay. A function or module of pixels, see `PixelPolicy`; a `BackgroundPolicy`; a `BAViT`,
+            which stands for one with the normalisation that the model states; a `TokenPolicy`. None: those that a call
+            says, else all.
         after: blocks that see all patches; at 0 a removed patch is not even embedded, but for a `TokenPolicy`.
         backend: of attention, see `attention.py`.
 
@@ -80,7 +80,11 @@ class PrunedViT(nn.Module):
     model: Any
 
     def __init__(
-        self, model: Any, policy: PixelPolicy | TokenPolicy | None, after: int = 0, backend: Backend = "auto"
+        self,
+        model: Any,
+        policy: PixelPolicy | BackgroundPolicy | TokenPolicy | None,
+        after: int = 0,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.model, self.policy, self.after, self.backend = model, policy, after, backend
@@ -111,7 +115,7 @@ class PrunedViT(nn.Module):
         pixels, grid = whole_patches(model, pixels)
         everything = full_mask(pixels, grid)
         if keep is None and not isinstance(self.policy, TokenPolicy):
-            keep = everything if self.policy is None else self.policy(pixels, grid)
+            keep = everything if self.policy is None else self._seen(pixels, grid)
         keep = None if keep is None else _checked(keep, everything)
         tokens = first_tokens(model, pixels, everything if keep is None or self.after else keep)
         table = rope_table(model, grid)
@@ -132,6 +136,12 @@ class PrunedViT(nn.Module):
             keep: bool (batch, rows, cols), such as `forward_features(pixels).keep`.
         """
         return pruned_macs(self.model, keep, self.after, embed_all=isinstance(self.policy, TokenPolicy))
+
+    def _seen(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """What the pixels say."""
+        policy: Any = self.policy
+        found: Tensor = policy(pixels, grid) if isinstance(policy, BackgroundPolicy) else policy(pixels)
+        return found
 
     def _decided(self, tokens: KeptTokens, grid: Grid) -> Tensor:
         """What the tokens of all patches say."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from bavit.colours import LINES
-from tokenlabels.report.markup import decimal, esc, name
+from tokenlabels.report.markup import esc, name
 from tokenlabels.report.plots import ticks
 
 Dashes: TypeAlias = Literal["solid", "dashed", "dotted", "level"]
@@ -48,12 +48,14 @@ class Axis:
         scale: numbers are multiplied by this before they are shown.
         unit: follows them in tooltips and on ticks.
         start: the axis has this number at least; None: it begins near the least.
+        span: how much it covers at least, as shown: what hardly differs is not blown up.
     """
 
     label: str
     scale: float = 1.0
     unit: str = ""
     start: float | None = None
+    span: float = 0.0
 
     def text(self, value: float) -> str:
         """A number of this axis, as in tooltips."""
@@ -172,7 +174,7 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], axis: Axis, *,
     step = (_RIGHT - left) / ends[-1]
     drawn = [
         f'<line class="rule" x1="{left + step * tick:.1f}" x2="{left + step * tick:.1f}" y1="4" y2="{bottom}"/>'
-        + _text(left + step * tick, bottom + 15, decimal(tick), "tick middle")
+        + _text(left + step * tick, bottom + 15, _round(tick), "tick middle")
         for tick in ends
     ]
     for number, (text, parts) in enumerate(rows):
@@ -209,6 +211,8 @@ def _ticks(values: Sequence[float], axis: Axis) -> list[float]:
     if axis.start is not None:
         low = min(low, axis.start * axis.scale)
         high = max(high, axis.start * axis.scale)
+    short = max(axis.span - (high - low), 0.0)
+    low, high = low - short / 2, high + short / 2
     if high - low < 1e-9 * max(abs(high), abs(low), 1e-9):
         low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
     return [tick / axis.scale for tick in ticks(low, high, 6)]
@@ -219,9 +223,9 @@ def _grid(frame: _Frame, x: Axis, y: Axis) -> str:
     for tick in frame.y:
         at = frame.down(tick)
         parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text(_LEFT - 7, at + 4, decimal(tick * y.scale), "tick end"))
+        parts.append(_text(_LEFT - 7, at + 4, _round(tick * y.scale), "tick end"))
     parts.append(f'<line class="base" x1="{_LEFT}" x2="{_RIGHT}" y1="{_BOTTOM}" y2="{_BOTTOM}"/>')
-    parts += [_text(frame.across(tick), _BOTTOM + 16, decimal(tick * x.scale), "tick middle") for tick in frame.x]
+    parts += [_text(frame.across(tick), _BOTTOM + 16, _round(tick * x.scale), "tick middle") for tick in frame.x]
     parts.append(_text((_LEFT + _RIGHT) / 2, HEIGHT - 8, x.label, "axis middle"))
     middle = (_TOP + _BOTTOM) / 2
     turned = f'transform="rotate(-90 11 {middle:.0f})"'
@@ -284,6 +288,11 @@ def _sample(colour: int | None, dashes: Dashes) -> str:
         '<svg class="sample-line" viewBox="-17 -5 34 10" aria-hidden="true" focusable="false">'
         f'<g class="point {kind}"><line class="line {kind} {dashes}" x1="-16" x2="16" y1="0" y2="0"/>{shape}</g></svg>'
     )
+
+
+def _round(tick: float) -> str:
+    """A round number with all of its digits."""
+    return f"{round(tick, 9):,.7g}"
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:

@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bavit.gallery import KEPT_FILE
 from bavit.report.kinds import add_file, detector_of, known_kinds, training_of
 from bavit.report.reading import read_json, read_lines
-from bavit.report.results import Results, Shown
+from bavit.report.records import tables_of
+from bavit.report.results import Results, Shown, TablesResult
 from tokenlabels.errors import ParameterError, TokenLabelsError
 from tokenlabels.progress import Progress
 from tokenlabels.sources.paths import is_inside
 
 RUN_FILE, METRICS_FILE, PRUNED_FILE = "run.json", "metrics.jsonl", "pruned.json"
 """See `bavit.training.run_folder` and `bavit.detect.saved`, which load torch."""
+
+EXPORTED = (".onnx", ".pt2")
+"""What `bavit export` writes."""
 
 MEASURED_FILES = ("sweep.json", "evaluation.json")
 """What sweeps and evaluations of segmenters write into a folder of their own."""
@@ -91,6 +97,8 @@ def short_names(paths: Sequence[Path]) -> dict[Path, str]:
 def _file(path: Path) -> list[_Item]:
     if not path.exists():
         raise TokenLabelsError(f"{path}: no such file or folder: name {known_kinds()}.")
+    if path.suffix in EXPORTED:
+        return [_Item(path, lambda results, name: results.tables.append(_exported(path, name)))]
     if path.name in (RUN_FILE, METRICS_FILE):
         return [_training(path.parent)]
     if path.name == PRUNED_FILE:
@@ -98,6 +106,19 @@ def _file(path: Path) -> list[_Item]:
     anchor = path.parent if path.name in MEASURED_FILES else path.with_suffix("")
     found = [_Item(anchor, lambda results, name: add_file(results, name, path, read_json(path)))]
     return [*found, *_pictures(path.parent)] if path.name in MEASURED_FILES else found
+
+
+def _exported(path: Path, name: str) -> TablesResult:
+    """What an exported graph says of itself; nothing of it is run.
+
+    Raises:
+        TokenLabelsError: it was not written by `bavit export`.
+    """
+    from bavit.export.described import read_described  # loads torch
+
+    told = msgspec.json.decode(read_described(path).encoded())
+    facts, _ = tables_of({key: value for key, value in told.items() if key not in ("bavit", "detector", "format")})
+    return TablesResult(name, str(path), facts | {"file MiB": path.stat().st_size / 2**20}, [])
 
 
 def _folder(folder: Path, results: Results) -> list[_Item]:

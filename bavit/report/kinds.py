@@ -71,7 +71,7 @@ def known_kinds() -> str:
     """What can be named, in words."""
     return (
         "the folder or file of a sweep, of a training run, of a saved pruned detector, or of a segmenter's evaluation "
-        "or sweep, the JSON of bavit eval, export or a benchmark, or a folder of such"
+        "or sweep, an exported file, the JSON of bavit eval or a benchmark, or a folder of such"
     )
 
 
@@ -109,7 +109,8 @@ def training_of(name: str, path: Path, run: Any, epochs: list[dict[str, Any]]) -
 def _trained(run: Mapping[str, Any], settings: Mapping[str, Scalar]) -> str:
     command = run.get("command")
     if command == "joint":
-        return "BAViT and detector"
+        parts = str(settings.get("train", "bavit,detector")).replace("bavit", "BAViT").split(",")
+        return " and ".join(part.strip() for part in parts[:3])
     if command == "segment train" or "exit_after" in settings:
         return "segmenter"
     return "detector" if "detector" in settings else "BAViT"

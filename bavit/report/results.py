@@ -78,7 +78,7 @@ class Training(msgspec.Struct, frozen=True):
     Attributes:
         name: of the run.
         path: its folder.
-        trained: what was trained: `BAViT`, `detector`, `segmenter`, or `BAViT and detector`.
+        trained: what was trained: `BAViT`, `detector`, `segmenter`, or several as in `BAViT and detector`.
         data: what on, as its run.json says.
         images: how many pictures an epoch has.
         settings: choices a person made.

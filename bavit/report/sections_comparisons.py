@@ -5,11 +5,11 @@ from __future__ import annotations
 from bavit.report.charts import Axis, Level, Series, chart, legend
 from bavit.report.results import ComparisonResult, Method, Results, Spread
 from bavit.report.section import NONE, Section, number
-from tokenlabels.report.markup import Column, Row, card, esc, name, table
+from tokenlabels.report.markup import Column, Row, card, details, esc, name, table
 
 _MOST_LINES = 7
 _SHARE = Axis("MACs of the detector, % of dense", 100, "%")
-_AP, _AP50 = Axis("AP, points", 100), Axis("AP50, points", 100)
+_AP, _AP50 = Axis("AP, points", 100, span=1), Axis("AP50, points", 100, span=1)
 
 
 def section(results: Results) -> Section:
@@ -70,7 +70,7 @@ def _numbers(result: ComparisonResult) -> str:
         ]  # fmt: skip
     titles = ("MACs of dense", "AP", "AP50", "AP, all patches", "an epoch")
     columns = [Column("method", numeric=False), Column("at", numeric=False), *map(Column, titles)]
-    return table(f"Methods compared, {result.name}", columns, rows)
+    return details(f"All {len(rows)} rows as numbers", table(f"Methods compared, {result.name}", columns, rows))
 
 
 def _spread(value: Spread | None) -> str:

@@ -23,7 +23,7 @@ _MOST_WITH_BOUNDS = 3
 _SPARSITY = Axis("patches removed, %", 100, "%")
 _GMAC = Axis("GMAC of an image, BAViT included", 1e-9, " GMAC")
 _LATENCY = Axis("latency of one image, BAViT included, % of dense", 100, "% of dense")
-_AP, _AP50 = Axis("AP, points", 100), Axis("AP50, points", 100)
+_AP, _AP50 = Axis("AP, points", 100, span=1), Axis("AP50, points", 100, span=1)
 _TIMES = Axis("times as fast as dense", 1, "x", start=1)
 
 

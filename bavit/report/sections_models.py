@@ -83,15 +83,34 @@ def _curves(kind: str, runs: list[Training]) -> str:
         quality = [Series(each.name, each.series(key), colour) for colour, each in enumerate(drawn)]
         label = _QUALITY[key]
         shown = chart(
-            [each for each in quality if each.points], epoch, Axis(label, 100), title=f"{label} of {kind} by epoch"
+            [each for each in quality if each.points],
+            epoch,
+            Axis(label, 100, span=1),
+            title=f"{label} of {kind} by epoch",
         )
         parts += f"<div><h4>{label.partition(',')[0]}, validation</h4>{shown}</div>"
+        parts += _by_cost(drawn, key, kind)
     keys = legend(
         [*((each.name, colour, "solid") for colour, each in enumerate(drawn)), ("validation", None, "dashed")]
     )
     many = f" The first {len(drawn)} of {len(runs)} runs are drawn." if len(runs) > len(drawn) else ""
     lead = f"{len(runs)} run{'s' if len(runs) > 1 else ''}: loss of training, and of validation dashed.{many}"
     return card(f"Training of a {kind}", lead, f'<div class="pair">{parts}</div>{keys}', wide=True)
+
+
+def _by_cost(runs: list[Training], key: str, kind: str) -> str:
+    """Quality against MACs, epoch after epoch, of runs that learn what is kept."""
+    lines = []
+    for colour, each in enumerate(runs):
+        costs, epochs = dict(each.series("val_gmacs")), each.series(key)
+        known = [(epoch, value) for epoch, value in epochs if epoch in costs]
+        places = [(costs[epoch], value) for epoch, value in known]
+        lines.append(Series(each.name, places, colour, "solid", [f"epoch {epoch:g}" for epoch, _ in known]))
+    if not any(each.points for each in lines):
+        return ""
+    y = Axis(_QUALITY[key], 100, span=1)
+    drawn = chart(lines, Axis("GMAC of an image, BAViT included"), y, title=f"{y.label} of {kind} by MACs")
+    return f"<div><h4>{y.label.partition(',')[0]} by cost, epoch after epoch</h4>{drawn}</div>"
 
 
 def _took(results: Results) -> str:

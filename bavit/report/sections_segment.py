@@ -10,7 +10,7 @@ from bavit.report.section import NONE, Section, number, points, share
 from tokenlabels.report.markup import Column, Row, card, details, esc, name, table
 
 _MOST_LINES = 7
-_MIOU = Axis("mIoU, points", 100)
+_MIOU = Axis("mIoU, points", 100, span=1)
 _GMAC = Axis("GMAC of an image", 1e-9, " GMAC")
 _TIMES = Axis("times as fast as unpruned, windows in batches", 1, "x")
 

@@ -27,7 +27,11 @@ _ACROSS = (
     ("gmacs", Axis("GMAC of an image", 1, " GMAC")),
     ("macs", Axis("GMAC of an image", 1e-9, " GMAC")),
 )
-_UP = (("ap", Axis("AP, points", 100)), ("ap50", Axis("AP50, points", 100)), ("miou", Axis("mIoU, points", 100)))
+_UP = (
+    ("ap", Axis("AP, points", 100, span=1)),
+    ("ap50", Axis("AP50, points", 100, span=1)),
+    ("miou", Axis("mIoU, points", 100, span=1)),
+)
 """Columns that are drawn against each other where a table has one of each, by the last word of their key."""
 
 

@@ -15,9 +15,9 @@ from bavit import BackgroundPolicy, BAViT, TokenPolicy, prune, refine, resize_ma
 from tokenlabels.errors import ParameterError, TokenLabelsError
 
 
-def keep_left(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+def keep_left(pixels: Tensor) -> Tensor:
     """Patches of the first column."""
-    keep = torch.zeros(len(pixels), *grid, dtype=torch.bool)
+    keep = torch.zeros(len(pixels), *GRID, dtype=torch.bool)
     keep[:, :, 0] = True
     return keep
 
@@ -27,7 +27,7 @@ def test_a_policy_of_pixels() -> None:
     pixels = pictures(model)
     pruned = prune(model, keep_left)
     with torch.no_grad():
-        left = keep_left(pixels, GRID)
+        left = keep_left(pixels)
         assert torch.equal(pruned(pixels), prune(model)(pixels, left))
         assert torch.equal(pruned.forward_features(pixels).keep, left)
         given = some(4, *GRID)

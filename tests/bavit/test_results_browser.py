@@ -76,7 +76,7 @@ def test_every_line_and_bar_can_be_seen(report: Path, open_page: Open) -> None:
             assert line["inside"]
             assert line["width"] > 4
             assert line["stroke"] != "none" or line["fill"] != "none"
-        assert not lines or any(max(line["width"], line["height"]) > 100 for line in lines)
+        assert not lines or any(max(line["width"], line["height"]) > 25 for line in lines)
     assert sum(map(bool, drawings)) >= len(drawings) - 1, "a comparison of methods has marks alone"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from PIL import Image
 from results import adaptive, comparison, joint, segment_sweep, write, write_results, write_training
 from sweeps import make_sweep
 
+from bavit.background.model import BAViT
 from bavit.detect.sweep_figures import save_json
+from bavit.export.described import describe
 from bavit.gallery import Sample, keep_samples
 from bavit.report import reading
 from bavit.report.finding import find, short_names
@@ -87,6 +90,8 @@ class TestKinds:
         results = found(folder)
         assert results.trainings[0].name == results.detectors[0].name == "joint"
         assert results.trainings[0].trained == "BAViT and detector"
+        write_training(folder, {"train": "threshold"}, {"val_ap": 0.5}, command="joint")
+        assert found(folder).trainings[0].trained == "threshold"
 
     def test_names_are_as_short_as_they_can_be(self, tmp_path: Path) -> None:
         paths = [tmp_path / name for name in ("a/x/sweep", "b/x/sweep", "b/y", "a/x")]
@@ -97,6 +102,20 @@ class TestKinds:
         older = {"rows": [{key: row[key] for key in row if key != "throughput"} for row in segment_sweep()["rows"]]}
         results = found(write(tmp_path / "sweep.json", older))
         assert [row.throughput for row in results.segmentations[0].rows] == [None] * 3
+
+
+class TestExported:
+    def test_a_graph_says_what_it_is(self, tmp_path: Path) -> None:
+        """Of a file of torch.export the description alone is read."""
+        path, told = tmp_path / "graph.pt2", describe(BAViT(width=48, heads=3, image_size=(32, 32)), None)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("graph/extra/bavit", told.encoded())
+        result = found(path).tables[0]
+        assert (result.name, result.facts["kind"], result.facts["patches"]) == ("graph.pt2", "bavit", 4)
+        assert result.facts["image_size"] == "32, 32"
+        path.write_bytes(b"PK")
+        with pytest.raises(TokenLabelsError, match=r"graph\.pt2: is no file of torch\.export"):
+            found(path)
 
 
 class TestComparisons:

@@ -247,6 +247,19 @@ class TestCharts:
             assert np.interp(left, *across) == pytest.approx(100 * x, abs=0.1)
             assert np.interp(top + 4, *up) == pytest.approx(100 * y, abs=0.1)
 
+    @pytest.mark.parametrize("high", [1.0, 1.03, 83.9, 2_310.0, 0.0042])
+    def test_ticks_say_where_they_stand(self, high: float) -> None:
+        """Evenly, to the last digit: a quarter is not rounded."""
+        drawing = chart([Series("a", [(0.9 * high, 0.97 * high), (high, high)])], Axis("x"), Axis("y"), title="t")
+        for pattern in (
+            r'class="tick middle" x="([0-9.]+)" y="[0-9.]+">([0-9.,]+)<',
+            r'class="tick end" x="[0-9.]+" y="([0-9.]+)">([0-9.,]+)<',
+        ):
+            at, numbers = ticks_of(drawing, pattern)
+            slope = (numbers[-1] - numbers[0]) / (at[-1] - at[0])
+            assert numbers == pytest.approx([numbers[0] + slope * (place - at[0]) for place in at], abs=abs(slope) / 5)
+            assert np.diff(numbers) == pytest.approx(np.diff(numbers)[0], rel=1e-6)
+
     def test_error_bars_are_as_high_as_the_spread(self) -> None:
         series = Series("a", [(1.0, 2.0), (2.0, 3.0)], spread=[0.5, 0.0])
         drawing = chart([series], Axis("x"), Axis("y"), title="t")
@@ -276,6 +289,12 @@ class TestCharts:
         assert len(found) == len(data)
         assert all(58 <= float(x) <= 394 and 14 <= float(y) <= 218 for x, y in found)
 
+    def test_what_hardly_differs_is_not_blown_up(self) -> None:
+        drawing = chart([Series("a", [(0, 0.8251), (1, 0.8263)])], Axis("x"), Axis("y", 100, span=1), title="t")
+        _, up = ticks_of(drawing, r'class="tick end" x="[0-9.]+" y="([0-9.]+)">([0-9.]+)<')
+        assert 1 <= max(up) - min(up) <= 1.6
+        assert min(up) < 82.51 < 82.63 < max(up)
+
     def test_bars_are_as_long_as_their_parts(self) -> None:
         drawing = bars([("a", [("x", 1.0), ("y", 2.0)]), ("b", [("x", 4.0)])], Axis("ms"), title="t")
         widths = [float(width) + 1 for width in re.findall(r'<rect class="part[^>]* width="([0-9.]+)"', drawing)]
@@ -294,7 +313,7 @@ class TestCharts:
 
 def ticks_of(drawing: str, pattern: str) -> tuple[list[float], list[float]]:
     """Places, ascending, and numbers of the ticks of an axis."""
-    found = sorted((float(place), float(number)) for place, number in re.findall(pattern, drawing))
+    found = sorted((float(place), float(number.replace(",", ""))) for place, number in re.findall(pattern, drawing))
     return [place for place, _ in found], [number for _, number in found]
 
 
