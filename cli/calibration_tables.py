@@ -74,11 +74,15 @@ def budget_table(found: Budget) -> Table:
 
 
 def _latency(found: Latency) -> dict[str, Any]:
+    low, high = f"{found.measured_low_ms:,.2f}", f"{found.measured_high_ms:,.2f}"
     return {
-        f"measured, {found.images} images": f"{found.measured_ms:,.2f} ms (rounds {found.measured_low_ms:,.2f} to "
-        f"{found.measured_high_ms:,.2f}), the slowest {found.measured_max_ms:,.2f}",
+        f"measured, {found.images} images": f"{found.measured_ms:,.2f} ms, by round {low} to {high}",
+        "the slowest of them": f"{found.measured_max_ms:,.2f} ms",
+        "mean with all pauses": f"{found.measured_mean_ms:,.2f} ms",
         "predicted for these": f"{found.predicted_ms:,.2f} ms",
         "the dense detector": f"{found.dense_ms:,.2f} ms",
+        "model of latency": f"{found.model['base']:.4g} ms + {found.model['per_token']:.4g} a patch and block + "
+        f"{found.model['per_pair']:.4g} a pair and block",
         "largest error of the fit": f"{found.fit_error:.1%}",
         "choices measured": f"{found.attempts}, {found.rounds} rounds each",
         "timed": found.timed,

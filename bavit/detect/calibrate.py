@@ -20,6 +20,7 @@ from bavit.background.calibrate import choose
 from bavit.background.model import BAViT
 from bavit.background.targets import RecallTarget, SparsityTarget
 from bavit.detect.accounting import detector_macs
+from bavit.detect.adaptive import ADAPTIVE_FILE
 from bavit.detect.budget import Chosen, Cost, Limit, MacsCost, Patches, choose_within, tokens_cost, told
 from bavit.detect.budget_record import Budget, make_budget
 from bavit.detect.calibration_plan import Plan
@@ -157,7 +158,7 @@ def check_place(folder: Path, inputs: Mapping[str, str], *, overwrite: bool) -> 
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file: name a folder with --out.")
     held = {path.name for path in folder.iterdir() if not is_temporary(path.name)} if folder.is_dir() else set()
-    own = {PRUNED_FILE, BAVIT_FOLDER, DETECTOR_FOLDER}
+    own = {PRUNED_FILE, BAVIT_FOLDER, DETECTOR_FOLDER, ADAPTIVE_FILE}
     if held - own:
         raise OutputError(f"{folder}: holds other files ({sorted(held - own)[0]}): name an empty folder with --out.")
     for name in inputs.values():

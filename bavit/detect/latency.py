@@ -101,8 +101,10 @@ class Latency(msgspec.Struct, frozen=True):
     Attributes:
         predicted_ms: mean of the timed images, as the model had it when the last choice was made.
         measured_ms: the same, measured: mean over images of the median over rounds.
-        measured_low_ms: of the quickest round.
-        measured_high_ms: of the slowest round.
+        measured_low_ms: as the quickest round would have it: times the median over images of what each took there by
+            its own median.
+        measured_high_ms: as the slowest round would have it.
+        measured_mean_ms: mean of all timings, pauses of the machine included.
         measured_max_ms: of the slowest image, median over rounds.
         dense_ms: mean of the dense detector alone, on the same images.
         fit_error: largest relative error of the model's mean at one of the shares of patches it was fitted at.
@@ -118,6 +120,7 @@ class Latency(msgspec.Struct, frozen=True):
     measured_ms: float
     measured_low_ms: float
     measured_high_ms: float
+    measured_mean_ms: float
     measured_max_ms: float
     dense_ms: float
     fit_error: float

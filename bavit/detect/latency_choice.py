@@ -101,7 +101,8 @@ class LatencyChoice:
     def _measured(self, pruning: Pruning, model: LatencyModel, learned: Learned) -> tuple[LatencyModel, Latency]:
         """The model corrected by measuring a detector on the timed images, and the figures."""
         found = self.measure([PrunedDetector(self.bavit, self.yolos, **asdict(pruning))])[0]
-        of_image, of_round = np.median(found, axis=0), found.mean(axis=1)
+        of_image = np.median(found, axis=0)
+        of_round = np.median(found / of_image, axis=1)
         images = list(self.images)
         kept, counts = self.patches.kept(pruning)[images], self.patches.counts[images]
         predicted, measured = float(model(kept, counts).mean()), float(of_image.mean())
@@ -109,8 +110,9 @@ class LatencyChoice:
         return better, Latency(
             predicted_ms=predicted,
             measured_ms=measured,
-            measured_low_ms=float(of_round.min()),
-            measured_high_ms=float(of_round.max()),
+            measured_low_ms=measured * float(of_round.min()),
+            measured_high_ms=measured * float(of_round.max()),
+            measured_mean_ms=float(found.mean()),
             measured_max_ms=float(of_image.max()),
             dense_ms=learned.dense_ms,
             fit_error=learned.fit_error,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bavit.attention import Backend
 from bavit.background.model import BAViT, load_model
-from bavit.detect.adaptive import AdaptiveThreshold
+from bavit.detect.adaptive import ADAPTIVE_FILE, AdaptiveThreshold
 from bavit.detect.config import YolosConfig
 from bavit.detect.pruning import Pruning, Size
 from bavit.detect.saved import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, Saved, read_saved, write_saved
@@ -154,7 +154,8 @@ class PrunedDetector(nn.Module):
         if self.bavit is None:
             raise ParameterError("a detector without a BAViT is a YOLOS: save that.")
         place = Path(folder)
-        (place / PRUNED_FILE).unlink(missing_ok=True)  # until all is there, nothing looks finished
+        for name in (PRUNED_FILE, ADAPTIVE_FILE):
+            (place / name).unlink(missing_ok=True)  # until all is there, nothing looks finished
         self.bavit.save_pretrained(place / BAVIT_FOLDER)
         self.yolos.save_pretrained(place / DETECTOR_FOLDER)
         if self.adaptive is not None:

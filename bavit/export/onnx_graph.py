@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class OnnxGraph:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `runtime.Graph`."""
-        fed = {name: value.contiguous().numpy() for name, value in inputs.items()}
+        fed = {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()}
         try:
             found = self._session.run(list(self._names), fed)
         except Exception as fault:  # noqa: BLE001  onnxruntime's have no class in common

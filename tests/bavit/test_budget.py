@@ -415,6 +415,7 @@ class TestLatency:
         assert latency.predicted_ms == pytest.approx(latency.measured_ms)
         assert latency.measured_low_ms == pytest.approx(0.9 * latency.measured_ms)
         assert latency.measured_high_ms == pytest.approx(1.1 * latency.measured_ms)
+        assert latency.measured_mean_ms == pytest.approx(latency.measured_ms)
         assert latency.dense_ms == 25
         assert latency.fit_error < 1e-6
         assert latency.environment["threads"] == str(torch.get_num_threads())

@@ -86,8 +86,12 @@ class Step:
 def run_all(steps: Sequence[Step], jobs: int) -> None:
     """Several steps, none of which needs another."""
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(lambda step: step.run(max(1, CORES // jobs)), steps):
-            pass
+        try:
+            for _ in pool.map(lambda step: step.run(max(1, CORES // jobs)), steps):
+                pass
+        except BaseException:  # what has not begun is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def trainings(arguments: argparse.Namespace, labels: Path, seed: int) -> tuple[list[Step], list[Step]]:
@@ -258,11 +262,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--limit-train", type=int, default=0, help="train on the first pictures alone; 0: all")
-    parser.add_argument("--limit", type=int, default=600, help="pictures to sweep over")
+    parser.add_argument("--limit", type=int, default=1200, help="pictures to sweep over")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threshold", type=float, default=0.5, help="of masks while training")
-    parser.add_argument("--lr", type=float, default=2e-4, help="of detectors on what is kept")
-    parser.add_argument("--dense-lr", type=float, default=2e-4, help="of detectors on all patches")
+    parser.add_argument("--lr", type=float, default=5e-5, help="of detectors on what is kept")
+    parser.add_argument("--dense-lr", type=float, default=5e-5, help="of detectors on all patches")
     parser.add_argument("--bavit-lr", type=float, default=2e-4, help="of BAViTs, alone and in joint training")
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--crop", type=float, default=1.0, help="least share of the area of random crops")
@@ -270,7 +274,7 @@ def main() -> None:
     parser.add_argument("--distil", type=float, default=1.0)
     parser.add_argument("--keep-share", type=float, default=0.45)
     parser.add_argument("--budget-weight", type=float, default=2.0)
-    parser.add_argument("--thresholds", default="0.02,0.05,0.1,0.2,0.3,0.5,0.7,0.85,0.95,0.98")
+    parser.add_argument("--thresholds", default="0.03,0.07,0.12,0.2,0.35,0.6,0.85,0.97")
     parser.add_argument("--points", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--jobs", type=int, default=CORES, help="steps side by side")
     arguments = parser.parse_args()

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import tokenlabels
 from bavit import PrunedDetector
 from bavit.background.model import BAViT
+from bavit.detect.adaptive import ADAPTIVE_FILE
 from bavit.detect.config import SIZES, YolosConfig
 from bavit.detect.ground_truth import open_detection_set
 from bavit.detect.saved import is_saved
@@ -213,7 +214,9 @@ def test_folders_that_hold_something(
     own = bavit(*inside, "--tokens", 9, "--overwrite")
     assert own.exit_code == 1
     one_error_line(own.stderr, "which is read")
+    (out / ADAPTIVE_FILE).write_bytes(b"of an earlier detector")
     fine(bavit(*words, "--tokens", 9, "--overwrite"))
+    assert not (out / ADAPTIVE_FILE).exists()
     budget = PrunedDetector.from_pretrained(out).budget
     assert budget is not None
     assert budget["value"] == 9

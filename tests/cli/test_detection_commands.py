@@ -196,7 +196,8 @@ class TestSweep:
             ("bavit", 0.3), ("bavit", 0.7), ("labels", 0.3), ("labels", 0.7)]  # fmt: skip
         assert found["setting"]["random_weights"]
         assert found["setting"]["scores"]
-        assert sorted(path.name for path in out.iterdir()) == ["sweep.csv", "sweep.html", "sweep.json", "sweep.png"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "samples", "sweep.csv", "sweep.html", "sweep.json", "sweep.png"]  # fmt: skip
         assert json.loads((out / "sweep.json").read_text())["rows"] == found["rows"]
         with (out / "sweep.csv").open(newline="") as file:
             assert [float(row["speedup"]) for row in csv.DictReader(file)] == [row["speedup"] for row in found["rows"]]
