@@ -119,8 +119,8 @@ class Answers:
     def detection(self, count: int) -> Detection:
         """Without its mask."""
         place = int(np.searchsorted(self.counts, count))
-        arrays = (torch.from_numpy(each[place]) for each in (self.boxes, self.scores, self.labels))
-        return Detection(*arrays, keep=torch.ones(0, 0, dtype=torch.bool))
+        boxes, scores, labels = (torch.from_numpy(each[place]) for each in (self.boxes, self.scores, self.labels))
+        return Detection(boxes, scores, labels, keep=torch.ones(0, 0, dtype=torch.bool))
 
     def loss(self, count: int) -> float:
         """Of the detector."""
@@ -154,8 +154,10 @@ def answer(task: tuple[Demo, Sequence[int], Sequence[Counts]]) -> list[Answers]:
             float(set_loss([(output.logits[n : n + 1], output.boxes[n : n + 1])], *truth).total)
             for n in range(len(counts))
         ]
-        arrays = (torch.stack([getattr(each, name) for each in seen]).numpy() for name in ("boxes", "scores", "labels"))
-        found.append(Answers(counts, *arrays, np.array(losses)))
+        of_boxes, scores, kinds = (
+            torch.stack([getattr(each, name) for each in seen]).numpy() for name in ("boxes", "scores", "labels")
+        )
+        found.append(Answers(counts, of_boxes, scores, kinds, np.array(losses)))
     return found
 
 
