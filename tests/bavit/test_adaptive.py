@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,9 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert found.adaptive.config == AdaptiveConfig(0.3)
     assert torch.equal(found.adaptive(maps()), adaptive(maps()))
     assert all(torch.equal(one.keep, two.keep) for one, two in zip(saved(pictures()), found(pictures()), strict=True))
+    found.prune(replace(found.pruning, threshold=0.7))  # as `bavit detect FOLDER --threshold 0.7` does
+    fixed = detector(None, threshold=0.7, max_tokens=12)(pictures())
+    assert all(torch.equal(one.keep, two.keep) for one, two in zip(fixed, found(pictures()), strict=True))
     saved.adaptive = None
     saved.save_pretrained(tmp_path)
     assert PrunedDetector.from_pretrained(tmp_path).adaptive is None

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from adaptive_figures import draw, table
 from numpy.typing import NDArray
 
 import tokenlabels
@@ -50,14 +50,12 @@ from bavit.detect.pruned import Detection, detections
 from bavit.detect.samples import objects_in
 from bavit.detect.saved import is_saved
 from bavit.detect.sweep import read_inputs
-from bavit.plots import BLUE, MUTED, ORANGE, RED, SKY
 from bavit.rows import read_rows
 from bavit.training.learner import Task
 from tokenlabels.progress import Silent
 
 GRID = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STEPS, PART = 3, 40
-POLICIES = ("adaptive", "fixed", "count", "shuffled")
 Counts = NDArray[np.int64]
 
 
@@ -100,8 +98,37 @@ def train(task: tuple[Demo, float, int]) -> None:
     joint(chosen, settings, {}, Silent())
 
 
-def answer(task: tuple[Demo, Sequence[int], Sequence[Counts]]) -> list[dict[int, tuple[Detection, float]]]:
-    """Of some images, for every number of kept patches that is asked for: what is detected, and its loss."""
+@dataclass(frozen=True)
+class Answers:
+    """What is detected in one image for k numbers of kept patches; arrays, for a tensor costs processes an open file.
+
+    Attributes:
+        counts: int64 (k,), ascending.
+        boxes: float32 (k, T, 4), as in `Detection`.
+        scores: float32 (k, T).
+        labels: int64 (k, T).
+        losses: float64 (k,).
+    """
+
+    counts: Counts
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    losses: NDArray[np.float64]
+
+    def detection(self, count: int) -> Detection:
+        """Without its mask."""
+        place = int(np.searchsorted(self.counts, count))
+        boxes, scores, labels = (torch.from_numpy(each[place]) for each in (self.boxes, self.scores, self.labels))
+        return Detection(boxes, scores, labels, keep=torch.ones(0, 0, dtype=torch.bool))
+
+    def loss(self, count: int) -> float:
+        """Of the detector."""
+        return float(self.losses[np.searchsorted(self.counts, count)])
+
+
+def answer(task: tuple[Demo, Sequence[int], Sequence[Counts]]) -> list[Answers]:
+    """Of some images, for every number of kept patches that is asked for."""
     demo, numbers, wanted = task
     torch.set_num_threads(1)
     bavit, yolos = demo.models()
@@ -127,7 +154,10 @@ def answer(task: tuple[Demo, Sequence[int], Sequence[Counts]]) -> list[dict[int,
             float(set_loss([(output.logits[n : n + 1], output.boxes[n : n + 1])], *truth).total)
             for n in range(len(counts))
         ]
-        found.append(dict(zip(counts.tolist(), zip(seen, losses, strict=True), strict=True)))
+        of_boxes, scores, kinds = (
+            torch.stack([getattr(each, name) for each in seen]).numpy() for name in ("boxes", "scores", "labels")
+        )
+        found.append(Answers(counts, of_boxes, scores, kinds, np.array(losses)))
     return found
 
 
@@ -176,13 +206,14 @@ class Images:
         return found
 
 
-def described(images: Images, counts: Counts, answers: Sequence[dict[int, tuple[Detection, float]]]) -> dict[str, Any]:
+def described(images: Images, counts: Counts, answers: Sequence[Answers]) -> dict[str, Any]:
     """What keeping so many patches of each image gives."""
-    found = [each[count] for each, count in zip(answers, counts.tolist(), strict=True)]
-    scores = evaluate_detections(images.data, [detection for detection, _ in found], images.config)
+    asked = list(zip(answers, counts.tolist(), strict=True))
+    found = [each.detection(count) for each, count in asked]
+    scores, losses = evaluate_detections(images.data, found, images.config), [each.loss(count) for each, count in asked]
     sparsity = 1 - counts / images.patches
     return {
-        "ap": scores.ap, "ap50": scores.ap50, "loss": float(np.mean([loss for _, loss in found])),
+        "ap": scores.ap, "ap50": scores.ap50, "loss": float(np.mean(losses)),
         "macs_share": float(images.macs(counts).mean()), "sparsity": float(sparsity.mean()),
         "sparsity_std": float(sparsity.std()), "sparsity_min": float(sparsity.min()),
         "sparsity_max": float(sparsity.max()),
@@ -191,7 +222,7 @@ def described(images: Images, counts: Counts, answers: Sequence[dict[int, tuple[
 
 def answers_for(
     demo: Demo, images: Images, wanted: Iterable[Counts], submit: Callable[..., Iterable[Any]]
-) -> list[dict[int, tuple[Detection, float]]]:
+) -> list[Answers]:
     """For every image the answers for all the numbers of patches that anybody asks for."""
     table = np.stack(list(wanted), 1)
     parts = [range(first, min(first + PART, len(table))) for first in range(0, len(table), PART)]
@@ -218,7 +249,7 @@ def compared(
             policies["shuffled", penalty, seed] = np.random.default_rng(seed).permutation(counts)
     answers = answers_for(demo, images, [*grid, *policies.values()], submit)
     every = np.stack(grid, 1)
-    losses = np.array([[each[count][1] for count in row] for each, row in zip(answers, every.tolist(), strict=True)])
+    losses = np.array([[each.loss(count) for count in row] for each, row in zip(answers, every.tolist(), strict=True)])
     costs = np.stack([images.macs(counts) for counts in grid], 1)
     best = {penalty: (losses + penalty * costs).argmin(1) for penalty in penalties}
 
@@ -249,70 +280,6 @@ def cost_of(demo: Demo, images: Images, penalty: float) -> dict[str, float]:
                 times.append((time.perf_counter() - begun) / size * 1e6)
         found[f"microseconds_batch_{size}"] = statistics.median(times)
     return found
-
-
-def table(found: dict[str, Any], penalties: Sequence[float]) -> None:
-    """Mean and spread over seeds of every policy, by penalty."""
-    heads = f"{'AP':>14}{'AP50':>14}{'loss':>15}{'sparsity: mean':>16}{'std':>7}{'min':>7}{'max':>7}"
-    print(f"{'penalty':>8} {'policy':<9}{'MACs':>7}{heads}")
-    for penalty in penalties:
-        for policy in POLICIES:
-            rows = rows_of(found, policy, penalty)
-            ap, ap50 = (spread([100 * row[name] for row in rows], 1) for name in ("ap", "ap50"))
-            loss, macs = spread([row["loss"] for row in rows], 3), statistics.mean(row["macs_share"] for row in rows)
-            names = ("sparsity", "sparsity_std", "sparsity_min", "sparsity_max")
-            shares = [statistics.mean(row[name] for row in rows) for name in names]
-            words = f"{shares[0]:>16.1%}" + "".join(f"{share:>7.1%}" for share in shares[1:])
-            print(f"{penalty:>8g} {policy:<9}{macs:>7.1%}{ap:>14}{ap50:>14}{loss:>15}{words}")
-        gains = gains_of(found, penalty)
-        points = f"AP {spread(gains['ap'], 2)}, AP50 {spread(gains['ap50'], 2)} points, loss {spread(gains['loss'], 3)}"
-        print(f"{'':>8} adaptive - fixed of the same seed: {points}")
-    for row in found["oracle"]:
-        scores = f"{100 * row['ap']:>6.1f}{'':>8}{100 * row['ap50']:>6.1f}{'':>8}{row['loss']:>6.3f}{'':>9}"
-        print(f"{row['penalty']:>8g} oracle   {row['macs_share']:>7.1%}{scores}{row['sparsity']:>16.1%}")
-
-
-def rows_of(found: dict[str, Any], policy: str, penalty: float) -> list[dict[str, Any]]:
-    """The figures of all seeds."""
-    return [row for row in found["policies"] if (row["policy"], row["penalty"]) == (policy, penalty)]
-
-
-def gains_of(found: dict[str, Any], penalty: float) -> dict[str, list[float]]:
-    """What the adaptive threshold has more than the fixed one of the same seed: points of AP and AP50, and loss."""
-    rows = {(row["policy"], row["seed"]): row for row in found["policies"] if row["penalty"] == penalty}
-    seeds = sorted({seed for _, seed in rows})
-    scales = {"ap": 100, "ap50": 100, "loss": 1}
-    return {
-        name: [scale * (rows["adaptive", seed][name] - rows["fixed", seed][name]) for seed in seeds]
-        for name, scale in scales.items()
-    }
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} +- {deviation:.{digits}f}"
-
-
-def draw(found: dict[str, Any], penalties: Sequence[float], path: Path) -> None:
-    """AP against mean MACs."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, style, colour in (("fixed_curve", "o-", MUTED), ("oracle", "^:", BLUE)):
-        shares, scores = ([row[key] for row in found[name]] for key in ("macs_share", "ap"))
-        axes.plot(shares, scores, style, ms=4, color=colour, label=name.removesuffix("_curve"))
-    for policy, mark, colour in (("adaptive", "s", ORANGE), ("count", "x", SKY), ("shuffled", "v", RED)):
-        for number, penalty in enumerate(penalties):
-            rows = rows_of(found, policy, penalty)
-            shares, scores = ([row[name] for row in rows] for name in ("macs_share", "ap"))
-            errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in (shares, scores)]
-            axes.errorbar(
-                statistics.mean(shares), statistics.mean(scores), xerr=errors[0], yerr=errors[1], fmt=mark, ms=5,
-                color=colour, capsize=2, label=None if number else policy,
-            )  # fmt: skip
-    axes.set(xlabel="mean MACs of the detector, as a share of those of the dense one", ylabel="AP")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
