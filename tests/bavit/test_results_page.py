@@ -345,6 +345,7 @@ class TestCommand:
             (["{none}"], 1, "no such file or folder"),
             (["{bad}"], 1, "holds no results"),
             (["{bad}", "--out", "{folder}"], 1, "cannot be written"),
+            (["{bad}", "--out", "{bad}"], 1, "is there, and no page by its name"),
             ([], 2, "Missing argument"),
         ],
     )
@@ -355,3 +356,4 @@ class TestCommand:
         assert done.exit_code == code
         assert told in done.output
         assert not (tmp_path / "report.html").exists()
+        assert (tmp_path / "bad.json").read_text() == "{}"
