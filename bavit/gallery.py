@@ -11,6 +11,7 @@ import msgspec
 from PIL import Image
 
 from tokenlabels.atomic import write_atomically
+from tokenlabels.errors import OutputError
 from tokenlabels.report import check_places
 from tokenlabels.report.markup import count, esc, name
 from tokenlabels.report.page import MAX_BYTES
@@ -66,14 +67,16 @@ def keep_samples(samples: Sequence[Sample], folder: Path) -> list[Path]:
     Raises:
         OutputError: a file cannot be written.
     """
-    (folder / KEPT_FILE).unlink(missing_ok=True)
-    for old in folder.glob("[0-9][0-9].jpg"):
-        old.unlink()
+    try:
+        for old in (folder / KEPT_FILE, *folder.glob("sample-[0-9][0-9].jpg")):
+            old.unlink(missing_ok=True)
+    except OSError as fault:
+        raise OutputError(f"{folder}: cannot be written ({fault.strerror}): name another --out.") from None
     written, records = [], []
     for number, sample in enumerate(samples[:MAX_SAMPLES]):
         file = io.BytesIO()
         _bounded(sample.picture, _LONG_SIDE).save(file, "JPEG", quality=_KEPT_QUALITY, subsampling=0)
-        path = folder / f"{number:02}.jpg"
+        path = folder / f"sample-{number:02}.jpg"
         write_atomically(path, file.getvalue())
         records.append({"file": path.name, "title": sample.title, "words": sample.words})
         written.append(path)

@@ -31,11 +31,10 @@ def report(
     with errors_reported(debug=context.obj["debug"], interrupted=_NOTHING), StderrProgress() as progress:
         from bavit.report.finding import find
         from bavit.report.page import as_json as told
-        from bavit.report.page import default_title, write_results_page
+        from bavit.report.page import check_page, default_title, write_results_page
         from bavit.report.pictures import samples
-        from tokenlabels.report import check_places
 
-        check_places(out, None)
+        check_page(out)
         results = find(runs, progress)
         shown = samples(results.pictures, progress)
         heading = default_title(results) if title is None else title

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -22,6 +23,7 @@ from voc_data import write_voc
 from web_site import Site, serving
 
 from bavit.background.predictions import Predictions
+from cli.bavit import app as bavit_app
 from cli.tokenlabels import app
 from tokenlabels import write_sample
 from tokenlabels.figures import (
@@ -60,17 +62,23 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def invoke() -> Iterator[Callable[..., Result]]:
-    """`tokenlabels WORDS...` in this process: quick, and a bug shows as `.exception`."""
-    parsed = get_command(app)
-    runner = CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, [str(word) for word in words])
-
+def parsed_once() -> Iterator[None]:
+    """Commands are made of their functions once, not anew for every call."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)  # it would be made anew for every call
-        yield run
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
+        yield
+
+
+@pytest.fixture(scope="session")
+def invoke(parsed_once: None) -> Callable[..., Result]:
+    """`tokenlabels WORDS...` in this process: quick, and a bug shows as `.exception`."""
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def bavit(parsed_once: None) -> Callable[..., Result]:
+    """`bavit WORDS...` likewise."""
+    return lambda *words: CliRunner().invoke(bavit_app, [str(word) for word in words])
 
 
 @pytest.fixture(scope="session")

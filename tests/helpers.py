@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from typer.testing import Result
 
 from tokenlabels import PatchGrid
+
+Invoke: TypeAlias = Callable[..., Result]
+"""A command in this process, called with its words."""
 
 
 def fine(result: Result) -> Result:

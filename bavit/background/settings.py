@@ -55,6 +55,10 @@ class Settings(RunSettings):
     recipe: RecipeName = "scratch"
     class_weights: Weights = "none"
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.init,)
+
     @classmethod
     def make(
         cls,

@@ -104,6 +104,10 @@ class FinetuneSettings(RunSettings):
     distil_temperature: float = 1.0
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(each for each in (self.detector, self.bavit, self.teacher) if each is not None)
+
+    @property
     def teacher_name(self) -> str | None:
         """The detector that is learned from."""
         return self.teacher

@@ -201,10 +201,10 @@ class JointLearner(DetectionLearner):
             self.task.train, self.task.images, self.start.classes, replace(data.view, augmentation=None, size=None), 0
         )
         chosen = torch.linspace(0, len(plain) - 1, min(_FIRST_PICTURES, len(plain))).long().tolist()
-        samples = [plain[0, row] for row in chosen]
-        usable = [sample.small for sample in samples if sample.small is not None]
+        found = [(sample.small, sample.fault) for sample in (plain[0, row] for row in chosen)]  # not the large inputs
+        usable = [small for small, _ in found if small is not None]
         if not usable:
-            raise PictureError(f"{samples[0].fault} None of {len(samples)} pictures could be read.")
+            raise PictureError(f"{found[0][1]} None of {len(found)} pictures could be read.")
         with torch.inference_mode():
             parts = torch.split(torch.stack(usable), self.settings.batch_size)
             return torch.cat([self.bavit.background(self.bavit.normalise(part)) for part in parts])

@@ -6,22 +6,25 @@ import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 from bavit.report.results import ComparisonResult, Method, MethodPoint, Spread
 from tokenlabels.errors import TokenLabelsError
 
-_AT = re.compile(r"(ap|ap50) at ([0-9.]+)")
+_AT = re.compile(r"(ap|ap50) at ([0-9]{1,9}(?:\.[0-9]{1,18})?)")
 _MAX_METHODS, _MAX_POINTS = 12, 60
+
+_Figure: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)]
+"""Means of larger ones would overflow."""
 
 
 class _Told(msgspec.Struct):
     """A method in joint.json: by figure and cost what it has; a mean that is None lies beyond the curve."""
 
     at: dict[str, dict[str, Any]]
-    ap_dense: list[float]
+    ap_dense: list[_Figure]
     curves: list[list[dict[str, float]]]
     seconds_per_epoch: float | None = None
 
@@ -29,9 +32,9 @@ class _Told(msgspec.Struct):
 class _Policy(msgspec.Struct):
     """A record of adaptive.json."""
 
-    macs_share: float
-    ap: float
-    ap50: float
+    macs_share: _Figure
+    ap: _Figure
+    ap50: _Figure
     policy: str = "fixed, any threshold"
     penalty: float = 0.0
     seed: int = 0

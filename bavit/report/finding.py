@@ -35,14 +35,15 @@ _OTHER_FILES = re.compile(
 
 _MOST_ITEMS, _MOST_ENTRIES = 300, 500
 _MOST_PICTURES = 12
-"""Results of a page, entries of a folder, and pictures of a folder, at most."""
+"""Results of a page, files or folders in a folder, and pictures of a folder, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Something to be read: what it is named after, and how it is put among the results."""
+    """Something to be read: what it is named after, from which file, and how it is put among the results."""
 
     anchor: Path
+    file: Path
     read: Callable[[Results, str], None]
 
 
@@ -62,13 +63,15 @@ def find(places: Sequence[Path], progress: Progress) -> Results:
     """
     if not places:
         raise ParameterError(f"nothing is named to report on: name {known_kinds()}.")
-    items: list[_Item] = []
+    every: dict[Path, _Item] = {}
     results = Results()
     for place in dict.fromkeys(places):
         found = _folder(place, results) if place.is_dir() else _file(place)
         if not found:
             raise TokenLabelsError(f"{place}: holds no results: name {known_kinds()}.")
-        items += found
+        for item in found:
+            every.setdefault(item.file.resolve(), item)
+    items = list(every.values())
     if len(items) > _MOST_ITEMS:
         raise ParameterError(f"{len(items):,} results are named: a page shows {_MOST_ITEMS} at most, name fewer.")
     names = short_names([item.anchor for item in items])
@@ -98,13 +101,13 @@ def _file(path: Path) -> list[_Item]:
     if not path.exists():
         raise TokenLabelsError(f"{path}: no such file or folder: name {known_kinds()}.")
     if path.suffix in EXPORTED:
-        return [_Item(path, lambda results, name: results.tables.append(_exported(path, name)))]
+        return [_Item(path, path, lambda results, name: results.tables.append(_exported(path, name)))]
     if path.name in (RUN_FILE, METRICS_FILE):
         return [_training(path.parent)]
     if path.name == PRUNED_FILE:
         return [_detector(path.parent)]
     anchor = path.parent if path.name in MEASURED_FILES else path.with_suffix("")
-    found = [_Item(anchor, lambda results, name: add_file(results, name, path, read_json(path)))]
+    found = [_Item(anchor, path, lambda results, name: add_file(results, name, path, read_json(path)))]
     return [*found, *_pictures(path.parent)] if path.name in MEASURED_FILES else found
 
 
@@ -126,8 +129,7 @@ def _folder(folder: Path, results: Results) -> list[_Item]:
     own = _of_run(folder)
     found = [*own, *_loose(folder, results)]
     if not own:
-        inner = [path for path in _entries(folder) if path.is_dir()]
-        found += [item for path in inner for item in _of_run(path)]
+        found += [item for path in _entries(folder, Path.is_dir, results) for item in _of_run(path)]
     return found
 
 
@@ -147,9 +149,7 @@ def _of_run(folder: Path) -> list[_Item]:
 def _loose(folder: Path, results: Results) -> list[_Item]:
     """Other JSON files in a folder; what is none of results is noted, and left out."""
     found = []
-    for path in _entries(folder):
-        if path.suffix != ".json" or path.name in MEASURED_FILES or _OTHER_FILES.fullmatch(path.name):
-            continue
+    for path in _entries(folder, _is_loose, results):
         try:
             content = read_json(path)
             add_file(Results(), path.stem, path, content)
@@ -160,12 +160,19 @@ def _loose(folder: Path, results: Results) -> list[_Item]:
     return found
 
 
+def _is_loose(path: Path) -> bool:
+    """Whether it is a file that may hold results: nothing that would be waited for, such as a pipe."""
+    if path.suffix != ".json" or path.name in MEASURED_FILES or _OTHER_FILES.fullmatch(path.name):
+        return False
+    return path.is_file()
+
+
 def _known(path: Path, content: Any) -> _Item:
-    return _Item(path.with_suffix(""), lambda results, name: add_file(results, name, path, content))
+    return _Item(path.with_suffix(""), path, lambda results, name: add_file(results, name, path, content))
 
 
 def _measured(folder: Path, path: Path) -> _Item:
-    return _Item(folder, lambda results, name: add_file(results, name, path, read_json(path)))
+    return _Item(folder, path, lambda results, name: add_file(results, name, path, read_json(path)))
 
 
 def _training(folder: Path) -> _Item:
@@ -173,12 +180,13 @@ def _training(folder: Path) -> _Item:
         run, epochs = read_json(folder / RUN_FILE), read_lines(folder / METRICS_FILE)
         results.trainings.append(training_of(name, folder, run, epochs))
 
-    return _Item(folder, read)
+    return _Item(folder, folder / METRICS_FILE, read)
 
 
 def _detector(folder: Path) -> _Item:
     return _Item(
         folder,
+        folder / PRUNED_FILE,
         lambda results, name: results.detectors.append(detector_of(name, folder, read_json(folder / PRUNED_FILE))),
     )
 
@@ -187,7 +195,7 @@ def _pictures(folder: Path) -> list[_Item]:
     """What was drawn into a folder: samples of a sweep or a segmenter, or detections."""
     kept = folder / "samples"
     if (kept / KEPT_FILE).is_file():
-        return [_Item(folder, lambda results, name: results.pictures.extend(_kept(kept, name)))]
+        return [_Item(folder, kept / KEPT_FILE, lambda results, name: results.pictures.extend(_kept(kept, name)))]
     drawn = sorted(kept.glob("*.png")) if kept.is_dir() else sorted(folder.glob("*-detections.png"))
     if not drawn:
         return []
@@ -196,7 +204,7 @@ def _pictures(folder: Path) -> list[_Item]:
     def read(results: Results, name: str) -> None:
         results.pictures += [Shown(f"{name}: {path.stem}", words, str(path)) for path in drawn[:_MOST_PICTURES]]
 
-    return [_Item(folder, read)]
+    return [_Item(folder, drawn[0], read)]
 
 
 def _kept(folder: Path, name: str) -> list[Shown]:
@@ -219,8 +227,12 @@ def _kept(folder: Path, name: str) -> list[Shown]:
     return found
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path, wanted: Callable[[Path], bool], results: Results) -> list[Path]:
+    """What is wanted of a folder; of very much the first, which is noted."""
     try:
-        return sorted(folder.iterdir())[:_MOST_ENTRIES]
+        found = sorted(path for path in folder.iterdir() if wanted(path))
     except OSError as fault:
         raise TokenLabelsError(f"{folder}: cannot be read ({fault.strerror}): name another folder.") from None
+    if len(found) > _MOST_ENTRIES:
+        results.notes.append(f"{folder}: the first {_MOST_ENTRIES} of {len(found):,} were looked at: name others.")
+    return found[:_MOST_ENTRIES]

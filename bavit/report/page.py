@@ -22,9 +22,9 @@ from bavit.report import (
 from bavit.report.results import Results
 from bavit.report.section import NONE, Section
 from bavit.report.summary import PAPER, PRINTED, exported, fastest, headline, segment_headline, table_two
-from tokenlabels.errors import TokenLabelsError
+from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.report.markup import Column, Row, card, count, esc, name, table
-from tokenlabels.report.page import MAX_BYTES
+from tokenlabels.report.page import MAX_BYTES, check_places
 
 _HOME = Path(__file__)
 _TEMPLATE, _STYLE = _HOME.with_name("page.html"), _HOME.with_name("page.css")
@@ -35,6 +35,17 @@ _NOTE = (
     "What runs left behind: of sweeps the ground truth and what is found at some thresholds, removed patches greyed "
     "out; of segmenters labels, prediction and the stages at which tokens ended."
 )
+
+
+def check_page(path: Path) -> None:
+    """Refuse at once what the page cannot be written to, and a file that is none: results would be lost.
+
+    Raises:
+        OutputError: `path` is a folder or a device, lies in no folder that can be written, or holds something else.
+    """
+    check_places(path, None)
+    if path.suffix.lower() not in (".html", ".htm") and path.exists() and path.stat().st_size:
+        raise OutputError(f"{path}: is there, and no page by its name: name another file with --out, such as a.html.")
 
 
 def write_results_page(results: Results, path: str | Path, *, title: str, samples: Sequence[Sample] = ()) -> Path:

@@ -116,6 +116,10 @@ class SegmentSettings(RunSettings):
     recipe: SegmentRecipe = "scratch"
     val_every: int = 1
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(each for each in (self.run, self.init) if each is not None)
+
     @classmethod
     def make(
         cls,

@@ -30,7 +30,6 @@ from bavit.training.learner import Learner, Task
 from bavit.training.loop import fit
 from bavit.training.run import TrainingRun
 from bavit.training.run_folder import data_digest
-from tokenlabels.errors import ParameterError
 from tokenlabels.progress import Progress
 
 if TYPE_CHECKING:
@@ -90,9 +89,6 @@ class SegmentLearner(Learner[SegmentBatch]):
 
     def __init__(self, task: Task, tables: tuple[ClassTable, ClassTable], settings: SegmentSettings) -> None:
         super().__init__(task, settings)
-        for source in (settings.run, settings.init):
-            if source is not None and not task.resume and Path(source).resolve() == task.out.resolve():
-                raise ParameterError(f"{task.out}: training starts from it, and would delete it: name another --out.")
         self.command = "segment train" if settings.run is None else "segment finetune"
         self.start = start_of(settings, tables[0].classes)
         model = settings.run or f"the data to train on, {task.train.folder},"

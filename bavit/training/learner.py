@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bavit.rows import Rows
-from bavit.training.run_folder import data_digest
+from bavit.training.run_folder import check_sources, data_digest
 from bavit.training.settings import RunSettings
 from tokenlabels.errors import ParameterError
 
@@ -84,7 +84,7 @@ class Learner(ABC, Generic[B]):
         collate: makes a batch of samples; a plain function, for worker processes are handed it.
 
     Raises:
-        ParameterError: there are no rows.
+        ParameterError: there are no rows, or the run would replace what it starts from.
     """
 
     command: str
@@ -98,6 +98,8 @@ class Learner(ABC, Generic[B]):
             if not len(rows):
                 splits = ", ".join(dict.fromkeys(group.split for group in rows.groups))
                 raise ParameterError(f"{rows.folder} holds no rows to {what} (split {splits}): name another split.")
+        if not task.resume:
+            check_sources(task.out, settings.sources)
 
     def digest(self) -> str:
         """Hex digest of what is trained and validated on."""

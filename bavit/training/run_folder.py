@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bavit.parts import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, is_saved
 from bavit.rows import Rows
 from bavit.training.checkpoint import CHECKPOINT_FILE
 from bavit.weights import CONFIG_FILE, WEIGHTS_FILE
 from tokenlabels.atomic import is_temporary, write_atomically
-from tokenlabels.errors import OutputError, TokenLabelsError
+from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 
 if TYPE_CHECKING:
     from tokenlabels.storage import Location
 
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-_MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json", "pruned.json", "adaptive.safetensors")
+_MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json", PRUNED_FILE, "adaptive.safetensors")
 """What `save_pretrained` of any model writes."""
+
+_PART_FILES = tuple(f"{part}/{name}" for part in (BAVIT_FOLDER, DETECTOR_FOLDER) for name in _MODEL_FILES[:3])
+"""Those of the two models of a pruned detector, see `bavit.detect.saved`."""
 
 _FILES = (RUN_FILE, METRICS_FILE, CURVES_FILE, CHECKPOINT_FILE, *_MODEL_FILES)
 
@@ -45,8 +50,26 @@ def check_claim(folder: Path, *, overwrite: bool) -> None:
     held = [path.name for path in folder.iterdir() if not is_temporary(path.name)] if folder.is_dir() else []
     if held and RUN_FILE not in held:
         raise OutputError(f"{folder}: holds other files ({sorted(held)[0]}): name an empty folder with --out.")
-    if {CHECKPOINT_FILE, WEIGHTS_FILE} & set(held) and not overwrite:  # else there is nothing in it to lose
+    models = {CHECKPOINT_FILE, WEIGHTS_FILE, PRUNED_FILE}  # without any there is nothing in it to lose
+    if models & set(held) and not overwrite:
         raise OutputError(f"{folder}: holds a run: go on with --resume, or use --overwrite or another --out.")
+
+
+def check_sources(folder: Path, sources: Sequence[str]) -> None:
+    """Refuse a folder that holds what a new run starts from or learns from, which the run would replace.
+
+    Args:
+        folder: of the run.
+        sources: folders and files; other names are passed over.
+
+    Raises:
+        ParameterError: one of them is the folder, or lies in it.
+    """
+    whole = folder.resolve()
+    for source in sources:
+        place = Path(source).resolve()
+        if place.is_relative_to(whole) and os.path.lexists(source):
+            raise ParameterError(f"{source}: training starts from it, and would replace it: name another --out.")
 
 
 def claim(folder: Path) -> None:
@@ -57,7 +80,8 @@ def claim(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (*(folder / name for name in _FILES), *folder.glob("events.out.tfevents.*")):
+        names = (*_PART_FILES, *_FILES) if is_saved(folder) else _FILES  # other folders within are none of the run's
+        for path in (*(folder / name for name in names), *folder.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
         clear_temporaries(folder)
     except OSError as fault:

@@ -60,6 +60,11 @@ class RunSettings:
     compile: bool = False
     on_error: OnError = "raise"
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What training starts from or learns from: folders, files, and other names."""
+        return ()
+
     def check(self) -> None:
         """Refuse what no run can be made with.
 

@@ -181,7 +181,7 @@ def test_a_run_learns_thresholds_and_leaves_them(task: Task, models: dict[str, s
 
 
 def test_a_run_goes_on_with_its_thresholds(task: Task, models: dict[str, str]) -> None:
-    chosen = settings(models, epochs=2)
+    chosen = settings(models, epochs=2, ema=0.9)
     whole, parts = (replace(task, out=task.out.with_name(name)) for name in ("whole", "parts"))
     joint(whole, chosen, {}, Silent())
     with pytest.raises(Interrupted):

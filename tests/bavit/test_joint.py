@@ -31,6 +31,7 @@ from bavit.rows import Rows, read_rows
 from bavit.training.checkpoint import load_checkpoint
 from bavit.training.interruption import Interrupted
 from bavit.training.learner import Task
+from bavit.training.run_folder import check_claim, claim
 from tokenlabels.errors import OutputError, ParameterError
 from tokenlabels.progress import Silent
 
@@ -197,7 +198,8 @@ def test_a_run_learns_and_leaves_a_pruned_detector(task: Task, models: dict[str,
     first, last = (load_file(Path(place) / "model.safetensors") for place in (models["bavit"], task.out / "bavit"))
     assert not torch.equal(first["vit.head.weight"], last["vit.head.weight"])
     learner = DetectionLearner(
-        mine, FinetuneSettings.make(**TINY, bavit=str(task.out / "bavit"), detector=str(task.out / "detector"))
+        replace(mine, out=task.out / ".." / "next"),
+        FinetuneSettings.make(**TINY, bavit=str(task.out / "bavit"), detector=str(task.out / "detector")),
     )
     _, data = learner.data()
     batch = collate_detections([data[0, row] for row in range(4)])
@@ -215,6 +217,39 @@ def test_parts_that_are_not_trained_stay(task: Task, models: dict[str, str]) -> 
             load_file(place / "model.safetensors") for place in (Path(models["bavit"]).parent / kept, task.out / other)
         )
         assert all(torch.equal(value, last[name]) for name, value in first.items())
+
+
+def test_training_does_not_replace_what_it_starts_from(task: Task, models: dict[str, str], tmp_path: Path) -> None:
+    """Neither a folder, nor a part of it, by whatever name; beside it there is no danger."""
+    folder = Path(models["bavit"]).parent
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder, tmp_path / "link", folder / "d" / ".." / "b", Path(models["detector"])):
+        mine = replace(task, out=out, overwrite=True)
+        with pytest.raises(ParameterError, match="training starts from it"):
+            JointLearner(mine, settings(models))
+        with pytest.raises(ParameterError, match="training starts from it"):
+            DetectionLearner(mine, FinetuneSettings.make(**TINY, **models))
+    teacher = FinetuneSettings.make(**TINY, detector=models["detector"], teacher=models["detector"])
+    with pytest.raises(ParameterError, match="training starts from it"):
+        DetectionLearner(replace(task, out=folder / "d"), teacher)
+    learner_of(replace(task, out=folder / "e"), models)
+
+
+def test_a_new_run_leaves_nothing_of_a_pruned_detector_before_it(tmp_path: Path) -> None:
+    """Nor does it take folders of those names away that are not of the run."""
+    files = [tmp_path / part / "model.safetensors" for part in ("bavit", "detector")]
+    for path in (*files, tmp_path / "bavit" / "notes.txt", tmp_path / "run.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    claim(tmp_path)
+    assert all(path.exists() for path in files)
+    for name in ("run.json", "pruned.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(OutputError, match="holds a run"):
+        check_claim(tmp_path, overwrite=False)
+    check_claim(tmp_path, overwrite=True)
+    claim(tmp_path)
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [Path("bavit/notes.txt")]
 
 
 def test_stopped_and_resumed_is_as_never_stopped(task: Task, tmp_path: Path, models: dict[str, str]) -> None:

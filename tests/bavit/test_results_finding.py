@@ -17,7 +17,7 @@ from bavit.background.model import BAViT
 from bavit.detect.sweep_figures import save_json
 from bavit.export.described import describe
 from bavit.gallery import Sample, keep_samples
-from bavit.report import reading
+from bavit.report import finding, reading
 from bavit.report.finding import find, short_names
 from bavit.report.pictures import samples
 from bavit.report.records import tables_of
@@ -83,6 +83,11 @@ class TestKinds:
 
     def test_what_is_named_twice_counts_once(self, runs: Path) -> None:
         assert len(found(runs / "before", runs / "before")) == 1
+        again = runs / "after" / ".." / "before" / "sweep.json"
+        results = found(runs / "before", again, runs / "before" / "samples" / "..", runs / "before")
+        assert (len(results), len(results.pictures)) == (1, 4)
+        whole = found(runs, runs / "eval.json", runs / "detector" / "run.json", runs / "pruned")
+        assert len(whole) == len(found(runs))
 
     def test_a_run_that_is_both_trained_and_saved_is_both(self, runs: Path, tmp_path: Path) -> None:
         folder = write_training(tmp_path / "joint", {}, {"val_ap": 0.5}, command="joint")
@@ -250,6 +255,34 @@ class TestBadInput:
         with pytest.raises(TokenLabelsError, match="has more than 1 MiB"):
             found(path)
 
+    def test_a_folder_of_very_much_is_looked_at_in_part_and_says_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Pictures and other files do not count."""
+        for number in range(3):
+            write(tmp_path / f"{number}.json", {"ap": number})
+            (tmp_path / f"0-{number}.png").touch()
+        monkeypatch.setattr(finding, "_MOST_ENTRIES", 2)
+        heard = Heard()
+        assert [each.name for each in find([tmp_path], heard).tables] == ["0", "1"]
+        assert heard.notes == [f"{tmp_path}: the first 2 of 3 were looked at: name others."]
+
+    @pytest.mark.parametrize("content", [joint(), adaptive()])
+    def test_absurd_figures_of_a_comparison_are_told(self, content: dict[str, Any], tmp_path: Path) -> None:
+        for each in content.get("policies", ()):
+            each["ap"] = 1e308
+        for each in content.get("methods", {}).values():
+            each["ap_dense"] = [1e308] * 3
+        with pytest.raises(TokenLabelsError, match=r"any\.json: is not a comparison of methods"):
+            found(write(tmp_path / "any.json", content))
+
+    def test_a_cost_that_is_no_number_is_passed_over(self, tmp_path: Path) -> None:
+        content = joint()
+        told = content["methods"]["joint"]["at"]
+        told["ap at 1.2.3"] = told["ap at ..."] = told["ap at 0.4"]
+        method = found(write(tmp_path / "any.json", content)).comparisons[0].methods[1]
+        assert [point.macs_share.mean for point in method.points] == [0.4, 0.6]
+
     def test_of_a_killed_run_the_whole_epochs_count(self, tmp_path: Path) -> None:
         folder = write_training(tmp_path / "run", {}, {"val_ap": 0.5})
         with (folder / "metrics.jsonl").open("a") as file:
@@ -282,9 +315,10 @@ class TestPictures:
     def test_fewer_samples_leave_nothing_of_those_before(self, tmp_path: Path) -> None:
         keep_samples([Sample("a", Image.new("RGB", (8, 8)))] * 3, tmp_path)
         keep_samples([Sample("b", Image.new("RGB", (8, 8)))], tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["00.jpg", "samples.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["sample-00.jpg", "samples.json"]
+        (tmp_path / "00.jpg").touch()  # a person's own
         keep_samples([], tmp_path)
-        assert not list(tmp_path.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == ["00.jpg"]
 
     @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "C:\\x.jpg", 3, None])
     def test_a_picture_elsewhere_is_refused(self, name: Any, tmp_path: Path) -> None:

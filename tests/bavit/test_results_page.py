@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from helpers import Invoke
 from pages import HOSTILE, Elements
 from PIL import Image
 from results import named, write_results
 from sweeps import make_sweep
-from typer.testing import CliRunner
 
 from bavit.colours import LINES, luminance
 from bavit.detect.sweep_figures import Sweep
@@ -27,7 +27,6 @@ from bavit.report.finding import find
 from bavit.report.page import as_json, default_title, write_results_page
 from bavit.report.results import Results, SweepResult, Table, TablesResult
 from bavit.report.summary import fastest, headline, reference_ap, table_two
-from cli.bavit import app
 from tokenlabels.errors import OutputError, TokenLabelsError
 from tokenlabels.progress import Silent
 from tokenlabels.report.page import MAX_BYTES
@@ -331,9 +330,11 @@ def deuteranope(colour: tuple[int, int, int]) -> np.ndarray:
 
 
 class TestCommand:
-    def test_it_writes_the_page_and_says_it_as_json(self, runs: Path, results: Results, tmp_path: Path) -> None:
+    def test_it_writes_the_page_and_says_it_as_json(
+        self, bavit: Invoke, runs: Path, results: Results, tmp_path: Path
+    ) -> None:
         out = tmp_path / "deep" / "report.html"
-        done = CliRunner().invoke(app, ["report", str(runs), "--out", str(out), "--title", "All of it", "--json"])
+        done = bavit("report", runs, "--out", out, "--title", "All of it", "--json")
         assert done.exit_code == 0, done.output
         told = json.loads(done.stdout)
         assert told == json.loads(json.dumps(as_json(results, "All of it"))) | {"out": str(out)}
@@ -345,13 +346,17 @@ class TestCommand:
             (["{none}"], 1, "no such file or folder"),
             (["{bad}"], 1, "holds no results"),
             (["{bad}", "--out", "{folder}"], 1, "cannot be written"),
+            (["{bad}", "--out", "{bad}"], 1, "is there, and no page by its name"),
             ([], 2, "Missing argument"),
         ],
     )
-    def test_faults_are_one_sentence(self, words: list[str], code: int, told: str, tmp_path: Path) -> None:
+    def test_faults_are_one_sentence(
+        self, bavit: Invoke, words: list[str], code: int, told: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "bad.json").write_text("{}")
         names = {"none": tmp_path / "none", "bad": tmp_path / "bad.json", "folder": tmp_path}
-        done = CliRunner().invoke(app, ["report", *(word.format(**names) for word in words)])
+        done = bavit("report", *(word.format(**names) for word in words))
         assert done.exit_code == code
         assert told in done.output
         assert not (tmp_path / "report.html").exists()
+        assert (tmp_path / "bad.json").read_text() == "{}"

@@ -348,6 +348,7 @@ def test_recipes() -> None:
 
 def test_training_does_not_delete_what_it_starts_from(task: Task, table: ClassTable) -> None:
     settings = SegmentSettings.make(run=str(task.out))
+    task.out.mkdir()
     with pytest.raises(ParameterError, match="training starts from it"):
         SegmentLearner(task, (table, table), settings)
 

@@ -261,6 +261,15 @@ def test_doubtful_validation_is_told(task: Task, sample_root: Path, tmp_path: Pa
     assert len(quiet.texts) == 2  # what the model is, and the epoch
 
 
+def test_training_does_not_delete_what_it_starts_from(task: Task) -> None:
+    task.out.mkdir()
+    (task.out / "model.safetensors").touch()
+    for init in (task.out, task.out / "model.safetensors"):
+        with pytest.raises(ParameterError, match="training starts from it"):
+            train(changed(task, overwrite=True), Settings.make(**TINY | {"init": str(init)}), {}, Silent())
+    assert (task.out / "model.safetensors").exists()
+
+
 def test_tensorboard_is_asked_for_before_anything_is_deleted(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = Settings.make(**TINY | {"epochs": 1})
     train(task, quick, {}, Silent())

@@ -9,24 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pytest
-from helpers import fine, one_error_line
+from helpers import Invoke, fine, one_error_line
 from PIL import Image
 from safetensors.torch import load_file
-from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 import tokenlabels
 from bavit import BAViT
-from cli.bavit import app
 from tokenlabels.reader import Build
-
-Invoke: TypeAlias = Callable[..., Result]
 
 COMMAND = str(Path(sys.executable).with_name("bavit"))
 TINY = ("--init", "none", "--depth", "1", "--width", "64", "--batch-size", "4", "--precision", "32", "--device", "cpu")
@@ -36,20 +30,6 @@ KEYS = [
     *("accuracy", "balanced_accuracy", "majority", "position_prior", "fg_precision", "fg_recall", "fg_iou", "auroc"),
     *("ece", "sparsity", "lost_objects", "threshold", "parameters", "macs"),
 ]
-
-
-@pytest.fixture(scope="module")
-def bavit() -> Iterator[Invoke]:
-    """`bavit WORDS...` in this process."""
-    parsed = get_command(app)
-    runner = CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, [str(word) for word in words])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)
-        yield run
 
 
 @pytest.fixture(scope="module")

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 import torch
-from helpers import fine, one_error_line
+from helpers import Invoke, fine, one_error_line
 from PIL import Image
 from sweeps import make_sweep
-from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 import tokenlabels
 from bavit.background.model import BAViT
 from bavit.detect.config import SIZES, YolosConfig
 from bavit.detect.sweep_figures import save_json
 from bavit.detect.yolos import Yolos
-from cli.bavit import app
 from tokenlabels.reader import Build
-
-Invoke: TypeAlias = Callable[..., Result]
 
 TINY = YolosConfig(
     dim=32, depth=2, heads=2, mlp_hidden=64, image_size=(64, 96), detection_tokens=6, shortest_edge=64,
@@ -33,20 +26,6 @@ TINY = YolosConfig(
 )  # fmt: skip
 QUICK = ("--batch-size", 2, "--device", "cpu", "--workers", 0)
 SWEEP = (*QUICK, "--time-images", 2, "--rounds", 1)
-
-
-@pytest.fixture(scope="module")
-def bavit() -> Iterator[Invoke]:
-    """`bavit WORDS...` in this process."""
-    parsed = get_command(app)
-    runner = CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, [str(word) for word in words])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)
-        yield run
 
 
 @pytest.fixture(scope="module")

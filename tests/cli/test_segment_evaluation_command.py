@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pytest
-from helpers import fine, one_error_line
+from helpers import Invoke, fine, one_error_line
 from PIL import Image
 from segment_builds import masks_of, semantic
 from segment_scenes import SIZES, scenes, small_segmenter
-from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 import tokenlabels
 from bavit.background.model import BAViT
-from cli.bavit import app
 from tokenlabels.reader import Build
-
-Invoke: TypeAlias = Callable[..., Result]
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 VOC = DATA / "voc" / "VOCdevkit" / "VOC2012"
@@ -31,17 +24,9 @@ TIMES = ("--time-windows", 2, "--rounds", 1)
 
 
 @pytest.fixture(scope="module")
-def bavit() -> Iterator[Invoke]:
+def segment(bavit: Invoke) -> Invoke:
     """`bavit segment WORDS...` in this process."""
-    parsed = get_command(app)
-    runner = CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, ["segment", *(str(word) for word in words)])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)
-        yield run
+    return lambda *words: bavit("segment", *words)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +47,10 @@ def pictures(build: Build) -> Path:
 
 
 class TestEval:
-    def test_json_and_files(self, bavit: Invoke, run: Path, build: Build, tmp_path: Path) -> None:
+    def test_json_and_files(self, segment: Invoke, run: Path, build: Build, tmp_path: Path) -> None:
         out = tmp_path / "out"
         words = ("--p0", 0.4, "--dense", "--out", out, "--samples", 2, "--json")
-        found = json.loads(fine(bavit("eval", run, build.path, *words, *QUICK, *TIMES)).stdout)
+        found = json.loads(fine(segment("eval", run, build.path, *words, *QUICK, *TIMES)).stdout)
         contract = (
             "miou", "pixel_accuracy", "per_category", "macs", "macs_dense", "tokens_alive", "throughput",
             "throughput_dense",
@@ -83,17 +68,17 @@ class TestEval:
         assert json.loads((out / "evaluation.json").read_text()) == found
         assert len(list((out / "samples").iterdir())) == 2
 
-    def test_what_a_person_sees(self, bavit: Invoke, run: Path, build: Build) -> None:
-        result = fine(bavit("eval", run, build.path, "--limit", 2, "--exit-after", 2, *QUICK, *TIMES))
+    def test_what_a_person_sees(self, segment: Invoke, run: Path, build: Build) -> None:
+        result = fine(segment("eval", run, build.path, "--limit", 2, "--exit-after", 2, *QUICK, *TIMES))
         for words in ("after 2", "mIoU", "GMAC of the unpruned network", "tokens alive", "times as fast", "category"):
             assert words in result.stdout
-        quiet = fine(bavit("eval", run, build.path, "--limit", 2, "--no-timing", "--whole", "--native", *QUICK))
+        quiet = fine(segment("eval", run, build.path, "--limit", 2, "--no-timing", "--whole", "--native", *QUICK))
         assert "times as fast" not in quiet.stdout
         assert "p0 0.5 after 1 and 2, top-k" in quiet.stdout
 
-    def test_lists_of_places_are_written_in_three_ways(self, bavit: Invoke, run: Path, build: Build) -> None:
+    def test_lists_of_places_are_written_in_three_ways(self, segment: Invoke, run: Path, build: Build) -> None:
         told = [
-            json.loads(fine(bavit("eval", run, build.path, "--limit", 1, "--no-timing", "--json", *words)).stdout)
+            json.loads(fine(segment("eval", run, build.path, "--limit", 1, "--no-timing", "--json", *words)).stdout)
             for words in (
                 ("--exit-after", 1, 2, *QUICK), ("--exit-after", "1,2", *QUICK),
                 ("--exit-after", 1, "--exit-after", 2, *QUICK),
@@ -118,14 +103,14 @@ class TestEval:
         ],
     )
     def test_bad_options_are_one_sentence(
-        self, words: tuple[object, ...], code: int, named: tuple[str, ...], bavit: Invoke, run: Path, build: Build
+        self, words: tuple[object, ...], code: int, named: tuple[str, ...], segment: Invoke, run: Path, build: Build
     ) -> None:
-        result = bavit("eval", run, build.path, *words, *QUICK)
+        result = segment("eval", run, build.path, *words, *QUICK)
         assert result.exit_code == code, result.stderr
         one_error_line(result.stderr, *named)
 
     def test_other_models_and_data_are_one_sentence(
-        self, bavit: Invoke, run: Path, build: Build, tmp_path: Path, sample_root: Path
+        self, segment: Invoke, run: Path, build: Build, tmp_path: Path, sample_root: Path
     ) -> None:
         BAViT(depth=1, width=64, image_size=96).save_pretrained(tmp_path / "bavit")
         boxes = tokenlabels.build("coco", root=sample_root, out=tmp_path / "boxes", split="val", image_size=96)
@@ -139,28 +124,28 @@ class TestEval:
             (run, bare.path, ("--embed-masks",)),
             (run, other.path, ("class '8'", str(run))),
         ):
-            result = bavit("eval", first, second, *QUICK)
+            result = segment("eval", first, second, *QUICK)
             assert result.exit_code == 1, result.stderr
             one_error_line(result.stderr, *named)
 
     def test_a_folder_that_cannot_be_written_is_told_before_anything_is_done(
-        self, bavit: Invoke, run: Path, build: Build, tmp_path: Path
+        self, segment: Invoke, run: Path, build: Build, tmp_path: Path
     ) -> None:
         (tmp_path / "file").write_text("")
         for command in ("eval", "sweep"):
-            result = bavit(command, run, build.path, "--out", tmp_path / "file" / "out", *QUICK)
+            result = segment(command, run, build.path, "--out", tmp_path / "file" / "out", *QUICK)
             assert result.exit_code == 1
             one_error_line(result.stderr, "cannot be written", "--out")
 
     @pytest.mark.skipif(not VOC.is_dir(), reason="the real VOC sample is not here")
-    def test_the_real_masks_of_voc(self, bavit: Invoke, tmp_path: Path) -> None:
+    def test_the_real_masks_of_voc(self, segment: Invoke, tmp_path: Path) -> None:
         voc = tokenlabels.build(
             "voc", root=VOC, out=tmp_path / "voc", rule="pixel-ratio", image_size=224, split="val", limit=6,
             embed_images=True, embed_masks=True,
         )  # fmt: skip
         small_segmenter(voc.folder, "atm").save_pretrained(tmp_path / "run")
         words = ("--p0", 0.2, "--out", tmp_path / "out", "--samples", 1, "--json", "--no-timing")
-        found = json.loads(fine(bavit("eval", tmp_path / "run", voc.path, *words, *QUICK)).stdout)
+        found = json.loads(fine(segment("eval", tmp_path / "run", voc.path, *words, *QUICK)).stdout)
         assert len(found["per_category"]) == 21
         assert found["per_category"]["background"] is not None
         assert found["images"] == 6
@@ -169,10 +154,10 @@ class TestEval:
 
 
 class TestSweep:
-    def test_json_and_files(self, bavit: Invoke, run: Path, build: Build, tmp_path: Path) -> None:
+    def test_json_and_files(self, segment: Invoke, run: Path, build: Build, tmp_path: Path) -> None:
         out = tmp_path / "out"
         words = ("--p0", 0.4, 0.6, "--positions", 1, "1,2", "--keep", 0, "--methods", "top-k,remove", "--limit", 2)
-        result = fine(bavit("sweep", run, build.path, *words, "--out", out, "--json", *QUICK, *TIMES))
+        result = fine(segment("sweep", run, build.path, *words, "--out", out, "--json", *QUICK, *TIMES))
         found = json.loads(result.stdout)
         rows = found["rows"]
         assert len(rows) == 1 + 2 * 2 * 2
@@ -189,9 +174,9 @@ class TestSweep:
         with (out / "sweep.csv").open(newline="") as file:
             assert [float(row["macs"]) for row in csv.DictReader(file)] == [row["macs"] for row in rows]
 
-    def test_what_a_person_sees(self, bavit: Invoke, run: Path, build: Build, tmp_path: Path) -> None:
+    def test_what_a_person_sees(self, segment: Invoke, run: Path, build: Build, tmp_path: Path) -> None:
         words = ("--limit", 2, "--out", tmp_path / "out", "--p0", 0.4, "--methods", "average,proportion", "--whole")
-        result = fine(bavit("sweep", run, build.path, *words, "--no-timing", *QUICK))
+        result = fine(segment("sweep", run, build.path, *words, "--no-timing", *QUICK))
         for told in ("unpruned", "after 1 and 2: p0 0.4, average", "a share of 0.35 ends", "written: "):
             assert told in result.stdout
 
@@ -207,18 +192,24 @@ class TestSweep:
         ],
     )
     def test_bad_options_are_one_sentence(
-        self, words: tuple[object, ...], named: tuple[str, ...], bavit: Invoke, run: Path, build: Build, tmp_path: Path
+        self,
+        words: tuple[object, ...],
+        named: tuple[str, ...],
+        segment: Invoke,
+        run: Path,
+        build: Build,
+        tmp_path: Path,
     ) -> None:
-        result = bavit("sweep", run, build.path, *words, "--out", tmp_path / "out", *QUICK)
+        result = segment("sweep", run, build.path, *words, "--out", tmp_path / "out", *QUICK)
         assert result.exit_code == 2, result.stderr
         one_error_line(result.stderr, *named)
         assert not (tmp_path / "out").exists()
 
 
 class TestPredict:
-    def test_files(self, bavit: Invoke, run: Path, pictures: Path, build: Build, tmp_path: Path) -> None:
+    def test_files(self, segment: Invoke, run: Path, pictures: Path, build: Build, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        found = json.loads(fine(bavit("predict", run, pictures, "--p0", 0.4, "--out", out, "--json", *QUICK)).stdout)
+        found = json.loads(fine(segment("predict", run, pictures, "--p0", 0.4, "--out", out, "--json", *QUICK)).stdout)
         values = [each["value"] for each in found["classes"]]
         for number, (size, image) in enumerate(zip(SIZES, found["images"], strict=True)):
             assert (image["width"], image["height"]) == size
@@ -236,34 +227,34 @@ class TestPredict:
             assert (out / f"{number}-overlay.png").is_file()
         assert json.loads((out / "predictions.json").read_text()) == {k: v for k, v in found.items() if k != "out"}
         evaluated = json.loads(
-            fine(bavit("eval", run, build.path, "--p0", 0.4, "--no-timing", "--json", *QUICK)).stdout
+            fine(segment("eval", run, build.path, "--p0", 0.4, "--no-timing", "--json", *QUICK)).stdout
         )
         assert found["macs"] == evaluated["macs"]
         assert found["tokens_alive"] == pytest.approx(evaluated["tokens_alive"])
 
-    def test_less_can_be_written(self, bavit: Invoke, run: Path, pictures: Path, tmp_path: Path) -> None:
+    def test_less_can_be_written(self, segment: Invoke, run: Path, pictures: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         words = ("--no-overlays", "--no-stages", "--out", out, "--whole")
-        result = fine(bavit("predict", run, pictures / "0.png", *words, *QUICK))
+        result = fine(segment("predict", run, pictures / "0.png", *words, *QUICK))
         assert sorted(path.name for path in out.iterdir()) == ["0-classes.png", "predictions.json"]
         assert "GMAC of an image" in result.stdout
 
-    def test_what_cannot_be_read(self, bavit: Invoke, run: Path, pictures: Path, tmp_path: Path) -> None:
+    def test_what_cannot_be_read(self, segment: Invoke, run: Path, pictures: Path, tmp_path: Path) -> None:
         bad = tmp_path / "bad.png"
         bad.write_bytes(b"no picture")
         words = ("predict", run, pictures / "0.png", bad, "--out", tmp_path / "out", "--json", *QUICK)
-        result = bavit(*words)
+        result = segment(*words)
         assert result.exit_code == 1
         one_error_line(result.stderr, "bad.png", "--on-error skip")
-        result = fine(bavit(*words, "--on-error", "skip"))
+        result = fine(segment(*words, "--on-error", "skip"))
         assert "left out: " in result.stderr
         found = json.loads(result.stdout)
         assert (len(found["images"]), found["skipped"]) == (1, 1)
-        result = bavit("predict", run, bad, "--out", tmp_path / "out", "--on-error", "skip", *QUICK)
+        result = segment("predict", run, bad, "--out", tmp_path / "out", "--on-error", "skip", *QUICK)
         assert result.exit_code == 1
         assert "none of the 1 pictures" in result.stderr
 
-    def test_bad_input_is_one_sentence(self, bavit: Invoke, run: Path, pictures: Path, tmp_path: Path) -> None:
+    def test_bad_input_is_one_sentence(self, segment: Invoke, run: Path, pictures: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         for words, code, named in (
             ((tmp_path / "none.jpg",), 1, ("none.jpg", "no such file")),
@@ -272,6 +263,6 @@ class TestPredict:
             ((pictures, "--exit-after", 3), 2, ("exit position 3",)),
             ((pictures, "--out", pictures), 1, ("holds pictures",)),
         ):
-            result = bavit("predict", run, *words, *QUICK)
+            result = segment("predict", run, *words, *QUICK)
             assert result.exit_code == code, result.stderr
             one_error_line(result.stderr, *named)

@@ -8,18 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 import torch
-from helpers import fine, one_error_line
+from helpers import Invoke, fine, one_error_line
 from safetensors.torch import load_file
 from segment_builds import masks_of, semantic
-from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 import tokenlabels
 from bavit.rows import read_rows
@@ -30,28 +27,11 @@ from bavit.segment.model import Segmenter
 from bavit.segment.settings import SegmentSettings
 from bavit.segment.train import SegmentLearner
 from bavit.training.learner import Task
-from cli.bavit import app
 from tokenlabels.reader import Build
 from tokenlabels.sample_semantic import write_semantic_sample
 
-Invoke: TypeAlias = Callable[..., Result]
-
 NEW = ("--init", "none", "--dim", 32, "--depth", 4, "--heads", 2, "--patch", 8, "--crop", 64)
 QUICK = ("--epochs", 1, "--batch-size", 4, "--precision", "32", "--device", "cpu", "--workers", 0)
-
-
-@pytest.fixture(scope="module")
-def bavit() -> Iterator[Invoke]:
-    """`bavit WORDS...` in this process."""
-    parsed = get_command(app)
-    runner = CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, [str(word) for word in words])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)
-        yield run
 
 
 @pytest.fixture(scope="module")
