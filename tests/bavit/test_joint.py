@@ -228,7 +228,7 @@ def test_training_does_not_replace_what_it_starts_from(task: Task, models: dict[
         with pytest.raises(ParameterError, match="training starts from it"):
             JointLearner(mine, settings(models))
         with pytest.raises(ParameterError, match="training starts from it"):
-            DetectionLearner(mine, FinetuneSettings.make(**TINY, **models))
+            DetectionLearner(mine, FinetuneSettings.make(**TINY, bavit=models["bavit"], detector=models["detector"]))
     teacher = FinetuneSettings.make(**TINY, detector=models["detector"], teacher=models["detector"])
     with pytest.raises(ParameterError, match="training starts from it"):
         DetectionLearner(replace(task, out=folder / "d"), teacher)
