@@ -106,7 +106,10 @@ def export(
         from bavit.detect.pruning import Pruning
         from bavit.export.choice import Choice, parse_size, read_models
         from bavit.export.exporting import Wish, export_models
+        from tokenlabels.errors import ParameterError
 
+        if data is None and (split or folder is not None or limit is not None):
+            raise ParameterError("--split, --images and --limit are for a set to measure on: name it with --data.")
         choice = Choice(top_k, sparsity, parse_size(image_size), refine, prune_after)
         Pruning(top_k=top_k, sparsity=sparsity)  # before anything is read
         wish = Wish(out, None if format_ is None else format_.value, opset, int8, overwrite)

@@ -171,7 +171,7 @@ def read_described(path: str | Path) -> Described:
     text = _of_torch(place) if place.suffix == TORCH else _of_onnx(place)
     try:
         found = msgspec.json.decode(text, type=Described)
-    except msgspec.MsgspecError as fault:
+    except (msgspec.MsgspecError, RecursionError) as fault:
         raise TokenLabelsError(f"{place}: says of itself what cannot be read ({fault}): export it again.") from None
     if found.format != _FORMAT:
         raise TokenLabelsError(f"{place}: has format {found.format}, this version reads {_FORMAT}: update tokenlabels.")

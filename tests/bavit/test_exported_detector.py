@@ -218,6 +218,8 @@ def unknown_operator(model: onnx.ModelProto) -> None:
         (saying(bavit={"depth": 10**9}), "does not describe a BAViT"),
         (saying(bavit={"depth": "many"}), "does not describe a BAViT"),
         (saying(bavit={"mean": None}), "does not describe a BAViT"),
+        (saying(bavit={"width": 0}), "does not describe a BAViT"),
+        (saying(bavit={"image_size": 64}), "takes and gives other things"),
         (saying(bavit={"image_size": [64, 64]}), "takes and gives other things"),
         (saying(detector={"dim": -1}), "does not describe a detector"),
     ],
