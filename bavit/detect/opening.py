@@ -95,6 +95,7 @@ class Place:
 
         Raises:
             ParameterError: a device or precision that is not to be had here.
+            TokenLabelsError: the extra `export` is missing.
         """
         if self.precision not in ("auto", "32"):
             raise ParameterError(f"--precision {self.precision}: an exported graph has its own: leave it away.")

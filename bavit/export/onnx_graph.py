@@ -97,7 +97,9 @@ def provider_of(device: str) -> str:
 
     Raises:
         ParameterError: this onnxruntime has none.
+        TokenLabelsError: the extra `export` is missing.
     """
+    require_export()
     import onnxruntime
 
     wanted, there = PROVIDERS.get(device), onnxruntime.get_available_providers()

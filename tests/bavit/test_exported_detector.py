@@ -112,6 +112,7 @@ class Eager:
 
 
 class TestWhatIsFound:
+    @pytest.mark.slow
     def test_onnxruntime_finds_what_torch_finds(self, detector: PrunedDetector, file: Path) -> None:
         exported = ExportedDetector.open(file, threads=1)
         found = exported(SHOWN)

@@ -203,7 +203,10 @@ def test_foreign_and_damaged_files_are_told_in_a_sentence(folder: Path, tmp_path
 
     foreign = onnx.load(folder / "pruned.onnx")
     del foreign.metadata_props[:]
+    whole = (folder / "pruned.pt2").read_bytes()
+    last = whole.rindex(b"PK\x01\x02") + 46  # where the name of the last member begins
     cases = {
+        "name.pt2": whole[:last] + b"\x84\xff" + whole[last + 2 :],
         "cut.onnx": (folder / "pruned.onnx").read_bytes()[:2000],
         "cut.pt2": (folder / "pruned.pt2").read_bytes()[:2000],
         "foreign.onnx": foreign.SerializeToString(),

@@ -186,6 +186,17 @@ class TestFiles:
         one_error_line(result.stderr, *named)
 
 
+@pytest.mark.parametrize("words", [("FILE",), ("SAVED", "--runtime", "onnx")])
+def test_without_the_extra_it_says_what_to_install(
+    bavit: Invoke, file: Path, saved: Path, pictures: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bavit.environment._EXPORT", ("onnx", "no-such-package"))
+    whole, *rest = [{"FILE": file, "SAVED": saved}.get(word, word) for word in words]
+    result = bavit("detect", whole, pictures, *rest)
+    assert result.exit_code == 1
+    one_error_line(result.stderr, "no-such-package", "pip install 'tokenlabels[bavit,export]'")
+
+
 class TestModelsByOnnx:
     def test_models_are_exported_for_the_run(
         self, bavit: Invoke, saved: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
