@@ -41,8 +41,9 @@ def export(
         str | None, typer.Argument(metavar="DETECTOR", help="A YOLOS that stands behind MODEL, a run of bavit train.")
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="The file, .onnx or .pt2.", rich_help_panel=FILE, show_default=False)
-    ] = Path("bavit.onnx"),
+        Path | None,
+        typer.Option(help="The file, .onnx or .pt2 [default: bavit.onnx, bavit.pt2].", rich_help_panel=FILE),
+    ] = None,
     format_: Annotated[
         FormatName | None,
         typer.Option("--format", help="torch: torch.export, .pt2 [default: by --out].", rich_help_panel=FILE),
@@ -112,7 +113,8 @@ def export(
             raise ParameterError("--split, --images and --limit are for a set to measure on: name it with --data.")
         choice = Choice(top_k, sparsity, parse_size(image_size), refine, prune_after)
         Pruning(top_k=top_k, sparsity=sparsity)  # before anything is read
-        wish = Wish(out, None if format_ is None else format_.value, opset, int8, overwrite)
+        named = out or Path("bavit.pt2" if format_ is FormatName.torch else "bavit.onnx")
+        wish = Wish(named, None if format_ is None else format_.value, opset, int8, overwrite)
         wish.check()
         progress.stage("loading")
         models = read_models(model, detector)
