@@ -10,9 +10,16 @@ if TYPE_CHECKING:
     from bavit.detect.sweep_figures import Sweep
 
 
+_BUDGET = ("target", "value", "headroom", "achieved", "images", "source")
+"""What is told of a budget; `--json` has all of it."""
+
+
 def detections_table(found: dict[str, Any], min_score: float, budget: dict[str, Any] | None) -> Table:
     """What `bavit detect` found, and what it cost."""
     from rich.table import Table
+    from rich.text import Text
+
+    from cli.console import printable
 
     table = Table("detections", "")
     told = {
@@ -29,9 +36,9 @@ def detections_table(found: dict[str, Any], min_score: float, budget: dict[str, 
     told |= {name.upper(): f"{100 * found[name]:.1f}" for name in ("ap", "ap50", "ap75") if name in found}
     told["run by"] = f"{found['runtime']}, {found['provider']}"
     if budget is not None:
-        told["calibrated for"] = ", ".join(f"{name} {_short(value)}" for name, value in budget.items())
+        told["calibrated for"] = ", ".join(f"{name} {_short(budget[name])}" for name in _BUDGET if name in budget)
     for name, value in told.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(printable(value)))
     return table
 
 

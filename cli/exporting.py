@@ -107,7 +107,10 @@ def export(
         from bavit.detect.pruning import Pruning
         from bavit.export.choice import Choice, parse_size, read_models
         from bavit.export.exporting import Wish, export_models
+        from tokenlabels.errors import ParameterError
 
+        if data is None and (split or folder is not None or limit is not None):
+            raise ParameterError("--split, --images and --limit are for a set to measure on: name it with --data.")
         choice = Choice(top_k, sparsity, parse_size(image_size), refine, prune_after)
         Pruning(top_k=top_k, sparsity=sparsity)  # before anything is read
         named = out or Path("bavit.pt2" if format_ is FormatName.torch else "bavit.onnx")

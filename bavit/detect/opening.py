@@ -24,7 +24,7 @@ FILES: dict[str, Runtime] = {".onnx": "onnx", ".pt2": "torch"}
 """Exported files by the end of their name, and what runs them."""
 
 _OPTIONS = {"refine_steps": "--refine"}
-_HOW_MANY = ("threshold", "top_k", "sparsity", "max_tokens")
+_RULES = ("threshold", "top_k", "sparsity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,13 @@ class Stays:
         return [_OPTIONS.get(name, "--" + name.replace("_", "-")) for name in self.said]
 
     def over(self, pruning: Pruning) -> Pruning:
-        """A choice with this in its place, where something is said; who says how many stay, says all of it."""
+        """A choice with this in its place, where something is said.
+
+        Another rule for how many stay takes the place of the stored one and of its cap, max_tokens; a cap alone comes
+        on top of the stored rule.
+        """
         said = self.said
-        forgotten: dict[str, Any] = dict.fromkeys(_HOW_MANY) if said.keys() & set(_HOW_MANY) else {}
+        forgotten: dict[str, Any] = dict.fromkeys((*_RULES, "max_tokens")) if said.keys() & set(_RULES) else {}
         return replace(pruning, **(forgotten | said))
 
 
@@ -91,6 +95,7 @@ class Place:
 
         Raises:
             ParameterError: a device or precision that is not to be had here.
+            TokenLabelsError: the extra `export` is missing.
         """
         if self.precision not in ("auto", "32"):
             raise ParameterError(f"--precision {self.precision}: an exported graph has its own: leave it away.")
@@ -150,7 +155,7 @@ def opening(run: str, detector: str | None, stays: Stays, place: Place, progress
     exporting = place.runtime == "onnx"
     machine = place.of_exported("onnx") if exporting else place.of_torch()
     if is_saved(run):
-        grid, make, budget = _of_saved(Path(run), stays, progress)
+        grid, make, budget = _of_saved(Path(run), stays, progress, counted=exporting)
     else:
         grid, make, budget = *_of_models(run, detector, stays), None
 
@@ -179,13 +184,18 @@ def _of_models(run: str, detector: str | None, stays: Stays) -> tuple[PatchGrid,
     return bavit.grid, make
 
 
-def _of_saved(folder: Path, stays: Stays, progress: Progress) -> tuple[PatchGrid, _Make, dict[str, Any] | None]:
+def _of_saved(
+    folder: Path, stays: Stays, progress: Progress, *, counted: bool
+) -> tuple[PatchGrid, _Make, dict[str, Any] | None]:
+    """BAViT's grid, the detector, and its budget where that holds: not if a cap becomes a count (`counted`)."""
     found = PrunedDetector.from_pretrained(folder)
     assert found.bavit is not None
     found.prune(stays.over(found.pruning))
     budget = found.budget
     if budget is not None and stays.said:
         progress.note(f"{', '.join(stays.options)}: in the place of what {folder} was calibrated for, its budget.")
+        budget = None
+    if counted and found.pruning.top_k is None and found.pruning.sparsity is None:
         budget = None
     return found.bavit.grid, lambda _: found, budget
 

@@ -20,7 +20,7 @@ from bavit.detect.pruning import Pruning, Size
 from bavit.detect.saved import BAVIT_FOLDER, DETECTOR_FOLDER, PRUNED_FILE, Saved, read_saved, write_saved
 from bavit.detect.yolos import Yolos, YolosOutput
 from bavit.pictures import Picture, picture_size, several_pictures
-from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,8 +154,11 @@ class PrunedDetector(nn.Module):
         if self.bavit is None:
             raise ParameterError("a detector without a BAViT is a YOLOS: save that.")
         place = Path(folder)
-        for name in (PRUNED_FILE, ADAPTIVE_FILE):
-            (place / name).unlink(missing_ok=True)  # until all is there, nothing looks finished
+        try:
+            for name in (PRUNED_FILE, ADAPTIVE_FILE):
+                (place / name).unlink(missing_ok=True)  # until all is there, nothing looks finished
+        except OSError as fault:
+            raise OutputError(f"{place}: cannot be written ({fault.strerror}): name another folder.") from None
         self.bavit.save_pretrained(place / BAVIT_FOLDER)
         self.yolos.save_pretrained(place / DETECTOR_FOLDER)
         if self.adaptive is not None:

@@ -61,7 +61,7 @@ def read_saved(folder: Path) -> Saved:
     except OSError as fault:
         reason = fault.strerror or "unreadable"
         raise TokenLabelsError(f"{path}: cannot be read ({reason}): name the folder of a pruned detector.") from None
-    except (msgspec.MsgspecError, ParameterError) as fault:
+    except (msgspec.MsgspecError, ParameterError, RecursionError) as fault:
         raise TokenLabelsError(f"{path}: does not describe a pruned detector ({fault}): make it again.") from None
     if found.format != _FORMAT:
         raise TokenLabelsError(f"{path}: has format {found.format}, this version reads {_FORMAT}: update tokenlabels.")

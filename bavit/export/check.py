@@ -105,6 +105,8 @@ def _compare_masks(
     if tuple(keep.shape[1:]) != shape or bool((keep.flatten(1).sum(1) != count).any()):
         raise TokenLabelsError(f"the exported model does not keep {count} of {shape[0]} x {shape[1]} patches.")
     background = bavit.background(inputs[0])
+    if not bool(background.isfinite().all()):
+        raise TokenLabelsError("the BAViT answers with what is no number: its weights are damaged.")
     sizes, shapes = [(1, 1)] * keep.shape[0], [shape] * keep.shape[0]
     pruning = Pruning(top_k=count, refine_steps=described.refine_steps)
     wanted = torch.stack(pruning.masks(background, bavit.grid, sizes, shapes, bavit.threshold))

@@ -114,6 +114,19 @@ def describe_choice(models: Models, choice: Choice) -> Described:
     )
 
 
+def left_out(models: Models, choice: Choice) -> str | None:
+    """What a saved detector loses in an exported graph, for a person to know; None: nothing that was not asked for."""
+    own = models.pruning
+    if own is None or own.max_tokens is None or own.top_k is not None or own.sparsity is not None:
+        return None
+    if choice.top_k is not None or choice.sparsity is not None:
+        return None
+    return (
+        f"{own.max_tokens:,} patches stay of every image: the cap of the detector without its threshold, by which "
+        "fewer stay of most, so that images cost more in the mean; bavit calibrate --fixed finds a count for a budget."
+    )
+
+
 def input_size(yolos: Yolos, wanted: Size | None) -> Size:
     """(H, W) of the detector's input: as wanted, or a square of its short side in whole patches.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -171,7 +172,7 @@ def read_described(path: str | Path) -> Described:
     text = _of_torch(place) if place.suffix == TORCH else _of_onnx(place)
     try:
         found = msgspec.json.decode(text, type=Described)
-    except msgspec.MsgspecError as fault:
+    except (msgspec.MsgspecError, RecursionError) as fault:
         raise TokenLabelsError(f"{place}: says of itself what cannot be read ({fault}): export it again.") from None
     if found.format != _FORMAT:
         raise TokenLabelsError(f"{place}: has format {found.format}, this version reads {_FORMAT}: update tokenlabels.")
@@ -200,6 +201,7 @@ def _of_torch(path: Path) -> bytes:
             entries = [each for each in archive.infolist() if each.filename.endswith(f"/extra/{KEY}")]
             if len(entries) == 1 and entries[0].file_size <= _MAX_DESCRIPTION:
                 return archive.read(entries[0])
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError):
+    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, RuntimeError,
+            ValueError, EOFError):  # fmt: skip
         raise TokenLabelsError(f"{path}: is no file of torch.export, or is cut short: export it again.") from None
     raise TokenLabelsError(f"{path}: was not written by `bavit export`: it does not say what it takes and gives.")

@@ -16,7 +16,7 @@ from bavit.detect.accounting import detector_macs
 from bavit.detect.ground_truth import DetectionSet
 from bavit.environment import require_export
 from bavit.export.check import Difference, check_equal, compare_random
-from bavit.export.choice import Choice, Models, describe_choice, graph_of, random_inputs, read_models
+from bavit.export.choice import Choice, Models, describe_choice, graph_of, left_out, random_inputs, read_models
 from bavit.export.described import ONNX, TORCH, Described
 from bavit.export.measure import FIGURES, measure
 from bavit.export.onnx_files import DEFAULT_OPSET, Run, check_opset, open_onnx, runner_of, serialised, to_onnx
@@ -140,6 +140,9 @@ def export_models(
     wish.check()
     described = describe_choice(models, choice)
     graph = graph_of(models, described)
+    told_of = left_out(models, choice)
+    if told_of is not None:
+        progress.note(told_of)
     progress.stage("tracing")
     if wish.picked == "onnx":
         content, runs, told = _onnx(models, graph, described, wish, progress)

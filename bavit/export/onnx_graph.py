@@ -77,9 +77,10 @@ class OnnxGraph:
     def _check_ends(self) -> None:
         """Make sure that inputs and outputs are those of the kind of file that it says it is."""
         said = self._described
-        sizes = {"pixels": said.image_size, "bavit_pixels": (said.bavit or {}).get("image_size")}
+        side = (said.bavit or {}).get("image_size")
+        sizes = {"pixels": said.image_size, "bavit_pixels": side if isinstance(side, list) else ()}
         ends = {each.name: each for each in self._session.get_inputs()}
-        wanted = {name: [3, *(sizes[name] or ())] for name in INPUTS[said.kind]}
+        wanted = {name: [3, *sizes[name]] for name in INPUTS[said.kind]}
         fine = ends.keys() == wanted.keys() and all(
             ends[name].type == "tensor(float)" and list(ends[name].shape[1:]) == shape for name, shape in wanted.items()
         )
@@ -96,7 +97,9 @@ def provider_of(device: str) -> str:
 
     Raises:
         ParameterError: this onnxruntime has none.
+        TokenLabelsError: the extra `export` is missing.
     """
+    require_export()
     import onnxruntime
 
     wanted, there = PROVIDERS.get(device), onnxruntime.get_available_providers()

@@ -198,12 +198,12 @@ def weightless(config: Mapping[str, object], name: str) -> BAViT:
     """
     try:
         depth, width = int(str(config["depth"])), int(str(config["width"]))
-        if depth > _MAX_DEPTH or width > _MAX_WIDTH:
+        if not (1 <= depth <= _MAX_DEPTH and 1 <= width <= _MAX_WIDTH):
             raise ParameterError(f"{depth} blocks of width {width} are beyond all measure.")
         with torch.device("meta"):
             bavit = BAViT(**config)  # type: ignore[arg-type]
         bavit.mean, bavit.std = (torch.tensor(config[each]).view(1, 3, 1, 1) for each in ("mean", "std"))
-    except (ParameterError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
+    except (ParameterError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as fault:
         reason = str(fault).partition("\n")[0]
         raise TokenLabelsError(f"{name}: does not describe a BAViT ({reason}): export it again.") from None
     return bavit.eval()

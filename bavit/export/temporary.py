@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from bavit.detect.pruned import PrunedDetector
-from bavit.export.choice import Choice, Models, describe_choice, graph_of, random_inputs
+from bavit.export.choice import Choice, Models, describe_choice, graph_of, left_out, random_inputs
 from bavit.export.described import ONNX
 from bavit.export.onnx_files import DEFAULT_OPSET, to_onnx
 from bavit.export.runtime import ExportedDetector
@@ -28,6 +28,9 @@ def exported(detector: PrunedDetector, threads: int | None, device: str, progres
     """
     models = Models(detector.bavit, detector.yolos, detector.pruning)
     described = describe_choice(models, Choice())
+    told_of = left_out(models, Choice())
+    if told_of is not None:
+        progress.note(told_of)
     progress.stage("exporting")
     model = to_onnx(graph_of(models, described), random_inputs(models, described, 2), described, DEFAULT_OPSET)
     height, width = described.image_size

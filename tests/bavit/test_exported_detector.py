@@ -112,6 +112,7 @@ class Eager:
 
 
 class TestWhatIsFound:
+    @pytest.mark.slow
     def test_onnxruntime_finds_what_torch_finds(self, detector: PrunedDetector, file: Path) -> None:
         exported = ExportedDetector.open(file, threads=1)
         found = exported(SHOWN)
@@ -218,6 +219,8 @@ def unknown_operator(model: onnx.ModelProto) -> None:
         (saying(bavit={"depth": 10**9}), "does not describe a BAViT"),
         (saying(bavit={"depth": "many"}), "does not describe a BAViT"),
         (saying(bavit={"mean": None}), "does not describe a BAViT"),
+        (saying(bavit={"width": 0}), "does not describe a BAViT"),
+        (saying(bavit={"image_size": 64}), "takes and gives other things"),
         (saying(bavit={"image_size": [64, 64]}), "takes and gives other things"),
         (saying(detector={"dim": -1}), "does not describe a detector"),
     ],

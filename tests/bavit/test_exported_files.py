@@ -26,7 +26,16 @@ from bavit.detect.pruned import PrunedDetector, detections
 from bavit.detect.pruning import Pruning
 from bavit.detect.yolos import Yolos, YolosOutput
 from bavit.export.check import TOLERANCE, Difference, check_equal, compare_random
-from bavit.export.choice import Choice, Models, describe_choice, graph_of, input_size, parse_size, random_inputs
+from bavit.export.choice import (
+    Choice,
+    Models,
+    describe_choice,
+    graph_of,
+    input_size,
+    left_out,
+    parse_size,
+    random_inputs,
+)
 from bavit.export.described import Described, read_described
 from bavit.export.exporting import Wish, export_models
 from bavit.export.graphs import PrunedGraph, critical_probabilities
@@ -194,7 +203,10 @@ def test_foreign_and_damaged_files_are_told_in_a_sentence(folder: Path, tmp_path
 
     foreign = onnx.load(folder / "pruned.onnx")
     del foreign.metadata_props[:]
+    whole = (folder / "pruned.pt2").read_bytes()
+    last = whole.rindex(b"PK\x01\x02") + 46  # where the name of the last member begins
     cases = {
+        "name.pt2": whole[:last] + b"\x84\xff" + whole[last + 2 :],
         "cut.onnx": (folder / "pruned.onnx").read_bytes()[:2000],
         "cut.pt2": (folder / "pruned.pt2").read_bytes()[:2000],
         "foreign.onnx": foreign.SerializeToString(),
@@ -218,6 +230,14 @@ def test_a_file_of_a_later_version_is_told(folder: Path) -> None:
     path = folder / "later.pt2"
     path.write_bytes(changed.getvalue())
     with pytest.raises(TokenLabelsError, match="has format 2"):
+        read_described(path)
+
+
+def test_a_description_nested_beyond_all_measure_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "deep.pt2"
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("archive/extra/bavit", '{"detector": ' + '{"a": ' * 100_000 + "1" + "}" * 100_001)
+    with pytest.raises(TokenLabelsError, match="says of itself what cannot be read"):
         read_described(path)
 
 
@@ -259,6 +279,21 @@ def test_a_saved_detector_says_how_many_stay(models: Models, own: Pruning, choic
     found = describe_choice(saved, choice)
     assert (found.keep, found.patches, found.refine_steps, found.prune_after) == (keep, 16, 2, 1)
     assert describe_choice(saved, replace(choice, refine_steps=0)).refine_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "choice", "told"),
+    [
+        (Pruning(threshold=0.3, max_tokens=5), Choice(), True),
+        (Pruning(max_tokens=5), Choice(refine_steps=1), True),
+        (Pruning(threshold=0.3, max_tokens=5), Choice(top_k=5), False),
+        (Pruning(top_k=7, max_tokens=5), Choice(), False),
+        (Pruning(sparsity=0.5), Choice(), False),
+    ],
+)
+def test_a_threshold_that_is_left_out_is_told(models: Models, own: Pruning, choice: Choice, told: bool) -> None:
+    assert (left_out(replace(models, pruning=own), choice) is not None) == told
+    assert left_out(models, choice) is None
 
 
 def test_letterbox_in_front_of_a_detector_is_refused(models: Models) -> None:
@@ -337,6 +372,11 @@ def test_differences_are_found(models: Models) -> None:
     assert flipped.far > 1e-3
     with pytest.raises(TokenLabelsError, match="no number"):
         compare_random(lambda x: run(x, shift=float("nan")), models, described)
+    damaged = small_bavit()
+    with torch.no_grad():
+        damaged.vit.get_classifier().bias.fill_(torch.nan)
+    with pytest.raises(TokenLabelsError, match="no number"):
+        compare_random(run, replace(models, bavit=damaged), described)
     with pytest.raises(TokenLabelsError, match="does not keep 3"):
         compare_random(run, models, Described(**_fields(described) | {"keep": 3}))
 

@@ -11,7 +11,7 @@ import torch
 from bavit import BAViT, PrunedDetector, Yolos
 from bavit.detect.config import YolosConfig
 from bavit.detect.saved import is_saved
-from tokenlabels.errors import ParameterError, TokenLabelsError
+from tokenlabels.errors import OutputError, ParameterError, TokenLabelsError
 
 
 def small_detector(**options: object) -> PrunedDetector:
@@ -54,6 +54,18 @@ def test_damage_is_told_in_a_sentence(tmp_path: Path, change: dict[str, object],
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(TokenLabelsError, match=told):
         PrunedDetector.from_pretrained(tmp_path)
+
+
+def test_a_description_nested_beyond_all_measure_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pruned.json").write_text('{"pruning": {}, "budget": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}")
+    with pytest.raises(TokenLabelsError, match="does not describe"):
+        PrunedDetector.from_pretrained(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        small_detector().save_pretrained(tmp_path / "file" / "saved")
 
 
 def test_a_folder_without_its_last_file_is_not_finished(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ from typer.testing import CliRunner, Result
 
 from bavit import BAViT, PrunedDetector, Yolos
 from bavit.detect.config import YolosConfig
+from bavit.detect.opening import Stays
+from bavit.detect.pruning import Pruning
 from bavit.export import temporary
 from bavit.export.choice import Choice, Models, describe_choice
 from bavit.export.described import Described
@@ -31,7 +34,7 @@ CONFIG = YolosConfig(
     longest_edge=96, labels=("square", "disc", "triangle"),
 )  # fmt: skip
 QUICK = ("--batch-size", 3, "--workers", 0)
-BUDGET = {"target": "macs", "value": 2e6}
+BUDGET = {"target": "macs", "value": 2e6, "source": "/data [/b] val"}
 BOX = (0.5, 0.25, 0.5, 0.5)
 """Centre and size of the box that the constant file finds with certainty."""
 
@@ -183,6 +186,17 @@ class TestFiles:
         one_error_line(result.stderr, *named)
 
 
+@pytest.mark.parametrize("words", [("FILE",), ("SAVED", "--runtime", "onnx")])
+def test_without_the_extra_it_says_what_to_install(
+    bavit: Invoke, file: Path, saved: Path, pictures: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bavit.environment._EXPORT", ("onnx", "no-such-package"))
+    whole, *rest = [{"FILE": file, "SAVED": saved}.get(word, word) for word in words]
+    result = bavit("detect", whole, pictures, *rest)
+    assert result.exit_code == 1
+    one_error_line(result.stderr, "no-such-package", "pip install 'tokenlabels[bavit,export]'")
+
+
 class TestModelsByOnnx:
     def test_models_are_exported_for_the_run(
         self, bavit: Invoke, saved: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,6 +217,20 @@ class TestModelsByOnnx:
         assert told(bavit("detect", *parts, *words, "--sparsity", 0.5, "--refine", 2))["kept_patches"] == 8
         assert [(each.keep, each.refine_steps) for each in seen] == [(6, 1), (8, 2)]
 
+    def test_a_cap_without_its_threshold_is_told(
+        self, bavit: Invoke, detector: PrunedDetector, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        capped = PrunedDetector(detector.bavit, detector.yolos, 0.0, max_tokens=5)
+        capped.budget = BUDGET
+        capped.save_pretrained(tmp_path / "capped")
+        monkeypatch.setattr(temporary, "to_onnx", lambda _graph, _inputs, described, _opset: constant(described))
+        words = (tmp_path / "capped", pictures, "--out", tmp_path / "out", "--no-draw", "--json", *QUICK)
+        assert told(bavit("detect", *words))["budget"] == BUDGET
+        result = bavit("detect", *words, "--runtime", "onnx")
+        assert told(result)["kept_patches"] == 5
+        assert "budget" not in told(result)
+        assert "5 patches stay of every image: the cap of the detector without its threshold" in result.stderr
+
     def test_a_threshold_is_no_number_of_patches(self, bavit: Invoke, saved: Path, pictures: Path) -> None:
         result = bavit("detect", saved / "bavit", saved / "detector", pictures, "--runtime", "onnx", "--threshold", 0.5)
         assert result.exit_code == 2
@@ -221,13 +249,14 @@ class TestSaved:
         assert "budget" not in other
         assert found("--threshold", 1)["sparsity"] == 0
         assert found("--threshold", 1, "--max-tokens", 4)["kept_patches"] == 4
+        assert found("--max-tokens", 4)["kept_patches"] == 4
         whole = found("--prune-after", 1)
         assert whole["kept_patches"] == 6
         assert whole["tokens_pruned"] == 16 + 6
 
     def test_the_budget_is_told(self, bavit: Invoke, saved: Path, pictures: Path, tmp_path: Path) -> None:
         words = (pictures / "0.png", "--out", tmp_path, "--no-draw")
-        assert "target macs, value 2e+06" in fine(bavit("detect", saved, *words)).stdout
+        assert "target macs, value 2e+06, source /data [/b] val" in fine(bavit("detect", saved, *words)).stdout
         changed = fine(bavit("detect", saved, *words, "--top-k", 3))
         assert "calibrated for" not in changed.stdout
         assert "--top-k" in changed.stderr
@@ -249,6 +278,14 @@ class TestSaved:
         result = bavit(*said)
         assert result.exit_code == 2, result.stderr
         one_error_line(result.stderr, *named)
+
+
+def test_a_cap_comes_on_top_and_another_rule_replaces_all() -> None:
+    stored = Pruning(threshold=0.2, max_tokens=9, refine_steps=1)
+    assert Stays(max_tokens=4).over(stored) == Pruning(threshold=0.2, max_tokens=4, refine_steps=1)
+    assert Stays(threshold=0.3).over(stored) == Pruning(threshold=0.3, refine_steps=1)
+    assert Stays(sparsity=0.5, refine_steps=2).over(stored) == Pruning(sparsity=0.5, refine_steps=2)
+    assert Stays(prune_after=1).over(stored) == replace(stored, prune_after=1)
 
 
 def test_threads_are_those_of_torch(bavit: Invoke, saved: Path, pictures: Path, tmp_path: Path) -> None:

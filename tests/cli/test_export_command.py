@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +122,7 @@ def test_a_background_model_is_measured_by_its_labels(
         (["{m}/bavit", "--opset", 17], 2, "the oldest that can be written is 18"),
         (["{m}/bavit", "--opset", 4000], 2, "too new"),
         (["{m}/bavit", "--format", "torch"], 2, "ends in .pt2"),
+        (["{m}/bavit", "--limit", 2], 2, "name it with --data"),
         (["{m}/yolos", "{m}/bavit", "--top-k", 2], 1, "is not the config of a BAViT"),
         (["{m}/nothing"], 1, "no such folder"),
     ],
@@ -147,7 +147,10 @@ def test_without_the_extra_it_says_what_to_install(
 
 
 def test_ctrl_c_leaves_nothing(bavit: Invoke, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bavit.export.exporting.compare_random", lambda *_: signal.raise_signal(signal.SIGINT))
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bavit.export.exporting.compare_random", interrupted)
     result = bavit("export", models / "bavit", "--out", tmp_path / "a.pt2")
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
