@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pytest
 import torch
-from helpers import fine, one_error_line
+from helpers import Invoke, fine, one_error_line
 from numpy.typing import NDArray
-from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 import tokenlabels
 from bavit import PrunedDetector
@@ -24,30 +20,13 @@ from bavit.detect.config import SIZES, YolosConfig
 from bavit.detect.ground_truth import open_detection_set
 from bavit.detect.saved import is_saved
 from bavit.detect.yolos import Yolos
-from cli.bavit import app
 from tokenlabels.reader import Build
-
-Invoke: TypeAlias = Callable[..., Result]
 
 TINY = YolosConfig(
     dim=32, depth=2, heads=2, mlp_hidden=64, image_size=(64, 96), detection_tokens=6, shortest_edge=64,
     longest_edge=112,
 )  # fmt: skip
 QUICK = ("--device", "cpu", "--workers", 0, "--split", "train", "--limit", 6)
-
-
-@pytest.fixture(scope="module")
-def bavit() -> Iterator[Invoke]:
-    """`bavit WORDS...` in this process."""
-    parsed = get_command(app)
-    runner = CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, [str(word) for word in words])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)
-        yield run
 
 
 @pytest.fixture(scope="module")

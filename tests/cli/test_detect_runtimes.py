@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from exported import constant_model
-from helpers import fine, one_error_line
+from helpers import Invoke, fine, one_error_line
 from PIL import Image
-from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from bavit import BAViT, PrunedDetector, Yolos
 from bavit.detect.config import YolosConfig
@@ -25,9 +24,6 @@ from bavit.detect.pruning import Pruning
 from bavit.export import temporary
 from bavit.export.choice import Choice, Models, describe_choice
 from bavit.export.described import Described
-from cli.bavit import app
-
-Invoke: TypeAlias = Callable[..., Result]
 
 CONFIG = YolosConfig(
     dim=32, depth=2, heads=2, mlp_hidden=64, image_size=(64, 64), detection_tokens=4, shortest_edge=64,
@@ -37,19 +33,6 @@ QUICK = ("--batch-size", 3, "--workers", 0)
 BUDGET = {"target": "macs", "value": 2e6, "source": "/data [/b] val"}
 BOX = (0.5, 0.25, 0.5, 0.5)
 """Centre and size of the box that the constant file finds with certainty."""
-
-
-@pytest.fixture(scope="module")
-def bavit() -> Iterator[Invoke]:
-    """`bavit WORDS...` in this process."""
-    parsed, runner = get_command(app), CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, [str(word) for word in words])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)
-        yield run
 
 
 @pytest.fixture(scope="module")

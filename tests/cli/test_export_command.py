@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 import torch
 from exports import small_bavit, small_yolos
-from helpers import fine, one_error_line
-from typer.main import get_command
-from typer.testing import CliRunner, Result
+from helpers import Invoke, fine, one_error_line
 
 import tokenlabels
 from bavit.detect.accounting import detector_macs
 from bavit.detect.pruned import PrunedDetector
 from bavit.detect.yolos import Yolos
 from bavit.export.described import read_described
-from cli.bavit import app
 from tokenlabels.reader import Build
-
-Invoke: TypeAlias = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def bavit() -> Iterator[Invoke]:
-    """`bavit WORDS...` in this process."""
-    parsed = get_command(app)
-    runner = CliRunner()
-
-    def run(*words: object) -> Result:
-        return runner.invoke(app, [str(word) for word in words])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.testing._get_command", lambda _app: parsed)
-        yield run
 
 
 @pytest.fixture(scope="module")
