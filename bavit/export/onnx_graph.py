@@ -66,6 +66,8 @@ class OnnxGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # Threads that wait by spinning take the cores from what comes between two graphs: the next pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         try:
             return onnxruntime.InferenceSession(str(self._path), options, providers=[self.provider])

@@ -19,15 +19,15 @@ import bavit, timm, torch
 from timm.data import create_transform, resolve_model_data_config
 from torch.nn.functional import normalize
 
-dino = timm.create_model("vit_small_patch14_reg4_dinov2", pretrained=True).eval()    # 37 x 37 patches of 518 x 518
+dino = timm.create_model("vit_small_patch14_reg4_dinov2", pretrained=True).eval()  # 37 x 37 patches of 518 x 518
 transform = create_transform(**resolve_model_data_config(dino))
-pruned = bavit.prune(dino, bavit.BAViT.from_pretrained("run"))    # shares dino's weights
+pruned = bavit.prune(dino, bavit.BAViT.from_pretrained("run"))  # shares dino's weights
 
 pixels = torch.stack([transform(picture) for picture in pictures])
 with torch.inference_mode():
-    features = normalize(pruned(pixels))    # (B, 384), as dino(pixels), of what BAViT takes for foreground
-    kept = pruned.forward_features(pixels)    # the tokens that are left, kept.keep (B, 37, 37), kept.grid() with zeros
-similarity = features @ features.T    # which picture is like which
+    features = normalize(pruned(pixels))  # (B, 384), as dino(pixels), of what BAViT takes for foreground
+    kept = pruned.forward_features(pixels)  # the tokens that are left, kept.keep (B, 37, 37), kept.grid() with zeros
+similarity = features @ features.T  # which picture is like which
 saved = 1 - pruned.macs(kept.keep).sum() / pruned.macs(torch.ones_like(kept.keep)).sum()
 """
 
