@@ -97,7 +97,7 @@ def figures(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in each.items() if name not in timed} for each in history]
 
 
-@pytest.mark.parametrize("head", ["fcn", "atm"])
+@pytest.mark.parametrize("head", ["fcn", pytest.param("atm", marks=pytest.mark.slow)])
 def test_it_learns(learn: Callable[..., dict[str, float]], task: Task, tmp_path: Path, head: str) -> None:
     """The pictures that it has seen; one class everywhere gives a mean IoU of less than 5 %."""
     found = learn(

@@ -284,7 +284,7 @@ class TestResuming:
         result, out = swept
         assert (out / ".sweep").is_dir()
         written = write_sweep(result, bavit, yolos, PLAN, out, 2, 0.0)
-        assert sorted(out.iterdir()) == sorted(written)
+        assert sorted(out.iterdir()) == sorted([*written, out / "samples"])
         assert (out / "sweep.html").read_text().count("data:image/jpeg") == 2 * 3
 
 

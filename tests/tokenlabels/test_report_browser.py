@@ -172,6 +172,7 @@ def spans_of(edges: NDArray[np.float64], limit: int, canvas: int) -> list[tuple[
     return spans
 
 
+@pytest.mark.slow
 class TestThreshold:
     def test_the_painted_patches_are_those_of_relabel(
         self, coloured: tuple[Build, Path], open_page: Open, tmp_path: Path
