@@ -199,7 +199,7 @@ def test_two_ranks_judge_what_they_store(build: Build, tmp_path: Path) -> None:
     rows = with_masks(read_rows(build, splits=["val"], scores=False), print)
     settings = SegmentSettings.make(run=str(tmp_path / "two"))
     table = class_table(build, rows)
-    learner = SegmentLearner(Task(rows, rows, None, None, tmp_path), (table, table), settings)
+    learner = SegmentLearner(Task(rows, rows, None, None, tmp_path / "alone"), (table, table), settings)
     data = learner.data()[1]
     here = SimpleNamespace(
         state=SimpleNamespace(epoch=0), fabric=SimpleNamespace(device=torch.device("cpu")), exact=torch.float64,
